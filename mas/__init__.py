@@ -1,0 +1,58 @@
+"""mas: memory-aware synapses, and what else per-sample gradients tell about a network.
+
+The core idea stands in three files, read in this order:
+
+    mas/gradients.py     per_sample_moments: sums over samples of |g| or g squared, exact
+    mas/importance.py    MAS and Fisher importance: a few lines each over the engine
+    mas/penalty.py       QuadraticPenalty: keep important weights near their anchor
+
+Nothing is imported until it is used, so that ``import mas`` and ``mas --help`` stay quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from mas import benchmarks as benchmarks
+    from mas import strategies as strategies
+    from mas.forgetting import forgetting_scores as forgetting_scores
+    from mas.gradients import mean_moments as mean_moments
+    from mas.gradients import per_sample_moments as per_sample_moments
+    from mas.importance import fisher_importance as fisher_importance
+    from mas.importance import mas_importance as mas_importance
+    from mas.measuring import measuring as measuring
+    from mas.penalty import QuadraticPenalty as QuadraticPenalty
+
+_HOME = {
+    # the engine
+    "per_sample_moments": "mas.gradients",
+    "mean_moments": "mas.gradients",
+    "measuring": "mas.measuring",
+    # which weights matter
+    "mas_importance": "mas.importance",
+    "fisher_importance": "mas.importance",
+    # protect them
+    "QuadraticPenalty": "mas.penalty",
+    # who forgets what
+    "forgetting_scores": "mas.forgetting",
+}
+_LAYERS = ("strategies", "benchmarks")  # these need Avalanche, and import it when first touched
+
+__all__ = [  # noqa: PLE0604 - the tables above are the single list of names
+    *_HOME,
+    *_LAYERS,
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    if name in _LAYERS:
+        return import_module(f"mas.{name}")
+    raise AttributeError(f"module 'mas' has no attribute {name!r}; it has: {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,207 @@
+"""The ``mas`` command. Heavy imports happen inside the commands, so that help is quick."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+app = typer.Typer(
+    help="Continual learning with memory-aware synapses: run experiments, compare who forgets what.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigFile = Annotated[Path, typer.Argument(help="A YAML file, such as configs/split_digits.yaml.", show_default=False)]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a value of the config, such as training.epochs=2; may be repeated."
+    ),
+]
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the results; by default runs/<name of the config file>.", show_default=False),
+    ] = None,
+    changes: Changes = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Processes; by default one per core. Results do not depend on it.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Train every strategy with every seed, then write tables, figures and a report.
+
+    Cells (one strategy, one seed) that are finished are not run again.
+    """
+    with _user_errors():
+        from mas.experiments.cells import expand
+        from mas.experiments.config import load_config, resolved
+        from mas.experiments.report import write_report
+        from mas.experiments.run import run_experiment
+        from mas.experiments.store import Store
+
+        experiment, folder = load_config(config, changes or []), output or Path("runs") / config.stem
+        with _progress(len(expand(experiment)), Store(folder), expand(experiment)) as announce:
+            outcome = run_experiment(experiment, folder, workers, announce)
+        for line in outcome.failed:
+            typer.echo(f"error: {line}", err=True)
+        if outcome.records:
+            _print_table(write_report(Store(folder), resolved(experiment), outcome.records))
+            typer.echo(f"report: {folder / 'report.html'}")
+        if outcome.failed:
+            raise typer.Exit(1)
+
+
+@app.command()
+def check(config: ConfigFile, changes: Changes = None) -> None:
+    """Validate a config and print its cells, without running them."""
+    with _user_errors():
+        from mas.experiments.cells import expand
+        from mas.experiments.config import load_config
+
+        cells = expand(load_config(config, changes or []))
+        for cell in cells:
+            options = ", ".join(f"{key}={value}" for key, value in cell.settings["strategy"].items())
+            typer.echo(f"{cell.id}: {options}")
+        typer.echo(f"{config} is valid: {len(cells)} cells")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder that mas run has written.", show_default=False)],
+) -> None:
+    """Make the tables, figures and the report of a run anew from its cells."""
+    with _user_errors():
+        from mas.experiments.config import load_config, resolved
+        from mas.experiments.errors import UserError
+        from mas.experiments.report import write_report
+        from mas.experiments.run import read_records
+        from mas.experiments.store import Store
+
+        if not (folder / "config.yaml").is_file():
+            raise UserError(f"{folder}: holds no config.yaml; expected a folder that mas run has written")
+        experiment, store = load_config(folder / "config.yaml"), Store(folder)
+        _print_table(write_report(store, resolved(experiment), read_records(experiment, store)))
+        typer.echo(f"report: {folder / 'report.html'}")
+
+
+@app.command("list")
+def list_names() -> None:
+    """List strategies, data sets, streams and models, each with a line of explanation."""
+    with _user_errors():
+        from mas.benchmarks import DATASETS, STREAMS
+        from mas.experiments.models import MODELS
+        from mas.experiments.options import describe
+        from mas.strategies import STRATEGIES
+
+        registries: dict[str, Any] = {
+            "strategies": STRATEGIES,
+            "data sets": DATASETS,
+            "streams": STREAMS,
+            "models": MODELS,
+        }
+        for title, registry in registries.items():
+            typer.echo(f"{title}:")
+            for name, entry in registry.items():
+                typer.echo(f"  {name:<10} {describe(entry)}")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    """Show a user's mistake as plain lines, with exit code 2."""
+    import warnings
+
+    warnings.filterwarnings("ignore", module="qpsolvers")  # Avalanche's optional solvers
+    from mas.experiments.errors import UserError
+
+    try:
+        yield
+    except UserError as error:
+        for line in error.lines:
+            typer.echo(f"error: {line}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted; finished cells are kept: run the same command again to go on", err=True)
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def _progress(total: int, store: Any, cells: list[Any]) -> Iterator[Any]:
+    """Show cells as they end: a bar with the time left on a terminal, else a line each."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    kept = sum(store.finished(cell) is not None for cell in cells)
+    if kept:
+        typer.echo(f"{kept} of {total} cells are finished already in {store.folder} and are kept")
+    count = kept
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+        console=Console(),
+        disable=not sys.stdout.isatty(),
+    )
+    task = bar.add_task("cells", total=total, completed=kept)
+
+    def announce(cell: Any, result: dict[str, Any]) -> None:
+        nonlocal count
+        count += 1
+        bar.update(task, advance=1)
+        seconds = f", {result['seconds']:.1f} s" if "seconds" in result else ""
+        reason = f" ({result['reason']})" if result.get("reason") else ""
+        if not sys.stdout.isatty() or result["status"] != "finished":
+            bar.console.print(
+                f"{count}/{total} {cell.id}: {result['status']}{reason}{seconds}", highlight=False, soft_wrap=True
+            )
+
+    with bar:
+        yield announce
+
+
+def _print_table(summary: "pd.DataFrame") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mas.experiments.report import HEADINGS, table_rows
+
+    rows = table_rows(summary)
+    shown = [
+        score
+        for score in ("ACC", "forgetting", "ACC_over_naive", "forgetting_below_naive")
+        if any(score in cells for _, cells in rows)
+    ]
+    if any(cells["diverged"] for _, cells in rows):
+        shown.append("diverged")
+    table = Table(title="percent, mean [95 % interval over seeds]", title_justify="left")
+    table.add_column("strategy")
+    for score in shown:
+        table.add_column(HEADINGS.get(score, score), justify="right")
+    for label, cells in rows:
+        table.add_row(label, *(cells.get(score, "–") for score in shown))
+    wide = None if sys.stdout.isatty() else 120
+    Console(width=wide).print(table)
+
+
+if __name__ == "__main__":
+    main()

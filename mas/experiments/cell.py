@@ -1,0 +1,184 @@
+"""Train one cell: build benchmark, model and strategy from plain settings and fill R[t, i]."""
+
+import time
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mas.experiments.cells import Cell, stream_seed
+from mas.experiments.errors import DivergedError, UserError
+from mas.experiments.models import build_model
+from mas.measuring import measuring
+
+with warnings.catch_warnings():  # Avalanche's imports warn of solvers that nothing here uses
+    warnings.simplefilter("ignore")
+    from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+
+from mas.benchmarks import STREAMS
+from mas.strategies import STRATEGIES, ImportancePlugin, Joint
+
+_EVAL_BATCH = 512
+
+
+def run_cell(cell: Cell) -> dict[str, Any]:
+    """Train and test one cell.
+
+    Returns:
+        Plain data: ``status`` ("finished" or "diverged") with a ``reason``, ``untrained`` (T
+        accuracies), ``accuracy`` (T rows of T accuracies, None where not measured), ``seconds``.
+    """
+    start, threads = time.perf_counter(), torch.get_num_threads()
+    torch.set_num_threads(1)  # the order of sums, and so the last bit, depends on the thread count
+    try:
+        result = _train(cell)
+    finally:
+        torch.set_num_threads(threads)
+    return result | {"seconds": round(time.perf_counter() - start, 3)}
+
+
+def _train(cell: Cell) -> dict[str, Any]:
+    stream = dict(cell.settings["benchmark"])
+    benchmark = STREAMS[stream.pop("stream")](**stream, seed=stream_seed(cell.seed, "stream"))
+    strategy = build_strategy(cell, benchmark)
+    accuracies = _Accuracies()
+    strategy.plugins.append(accuracies)
+    size = len(benchmark.train_stream)
+    result: dict[str, Any] = {
+        "status": "finished",
+        "reason": None,
+        "untrained": None,
+        "accuracy": [[None] * size for _ in range(size)],
+    }
+    try:
+        result["untrained"] = _test(strategy, benchmark, accuracies)
+        for trained_on, experiences in _stages(strategy, benchmark):
+            strategy.train(experiences, reset_optimizer_state=cell.settings["training"]["reset_optimizer"])
+            _check_weights(strategy.model, trained_on)
+            result["accuracy"][trained_on] = _test(strategy, benchmark, accuracies)
+    except (DivergedError, FloatingPointError) as error:
+        return result | {"status": "diverged", "reason": str(error)}
+    return result
+
+
+def build_strategy(cell: Cell, benchmark: Any) -> Any:
+    """Build an Avalanche strategy with the cell's model, optimizer and random streams."""
+    training, options = cell.settings["training"], dict(cell.settings["strategy"])
+    if training["device"] == "cuda" and not torch.cuda.is_available():
+        raise UserError("training.device: found 'cuda', but torch sees no GPU here; set training.device=cpu")
+    model = _model(cell, benchmark)
+    strategy = STRATEGIES[options.pop("name")](
+        model=model,
+        optimizer=_optimizer(model, training),
+        train_mb_size=training["batch_size"],
+        train_epochs=training["epochs"],
+        eval_mb_size=_EVAL_BATCH,
+        device=training["device"],
+        plugins=[_RandomStreams(cell.seed), _Guard()],
+        evaluator=_silent(),
+        **options,
+    )
+    for plugin in strategy.plugins:
+        if isinstance(plugin, ImportancePlugin):
+            plugin.generator.manual_seed(stream_seed(cell.seed, "importance"))
+    return strategy
+
+
+def _model(cell: Cell, benchmark: Any) -> nn.Module:
+    options = dict(cell.settings["model"])
+    experiences = list(benchmark.train_stream)
+    classes = 1 + max(max(e.classes_in_this_experience) for e in experiences)
+    heads = 1 + max(max(e.task_labels) for e in experiences)
+    shape = experiences[0].dataset[0][0].shape
+    return build_model(options.pop("name"), options, shape, classes, heads, stream_seed(cell.seed, "initialisation"))
+
+
+def _optimizer(model: nn.Module, training: dict[str, Any]) -> torch.optim.Optimizer:
+    common = {"lr": training["lr"], "weight_decay": training["weight_decay"]}
+    if training["optimizer"] == "sgd":
+        return torch.optim.SGD(model.parameters(), momentum=training["momentum"], **common)
+    return torch.optim.Adam(model.parameters(), **common)
+
+
+def _silent() -> EvaluationPlugin:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "no loggers specified": that is what silent means
+        return EvaluationPlugin()
+
+
+def _stages(strategy: Any, benchmark: Any) -> list[tuple[int, Any]]:
+    """Give (t, what to train on) for each row of R; joint training has only the last row."""
+    experiences = list(benchmark.train_stream)
+    if isinstance(strategy, Joint):
+        return [(len(experiences) - 1, experiences)]
+    return list(enumerate(experiences))
+
+
+def _test(strategy: Any, benchmark: Any, accuracies: "_Accuracies") -> list[float]:
+    accuracies.found = []
+    with measuring(strategy.model):
+        strategy.eval(benchmark.test_stream)
+    return accuracies.found
+
+
+def _check_weights(model: nn.Module, trained_on: int) -> None:
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise DivergedError(f"weights of {name} are not finite after experience {trained_on}")
+
+
+class _Accuracies(SupervisedPlugin[Any]):
+    """Collect the accuracy on each experience while a strategy evaluates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[float] = []
+        self.right = self.seen = 0
+
+    def before_eval_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self.right = self.seen = 0
+
+    def after_eval_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        output: Tensor = strategy.mb_output
+        if not torch.isfinite(output).all():
+            raise DivergedError("the network's output is not finite in evaluation")
+        self.right += int((output.argmax(1) == strategy.mb_y).sum())
+        self.seen += len(output)
+
+    def after_eval_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self.found.append(self.right / self.seen)
+
+
+class _Guard(SupervisedPlugin[Any]):
+    """End a run whose loss is no number any more."""
+
+    def after_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        if not torch.isfinite(strategy.loss).all():
+            at = strategy.clock
+            raise DivergedError(
+                f"loss is {strategy.loss.item()} in experience {at.train_exp_counter}, "
+                f"epoch {at.train_exp_epochs}, iteration {at.train_epoch_iterations}"
+            )
+
+
+class _RandomStreams(SupervisedPlugin[Any]):
+    """Give shuffling and training noise streams of their own, whatever a strategy draws.
+
+    Avalanche's loaders and torch's dropout draw from the global stream. It is set anew before an
+    epoch's order is drawn, and again before the epoch's first step.
+    """
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.seed = seed
+
+    def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self._set("shuffling", strategy.clock)
+
+    def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        if strategy.clock.train_epoch_iterations == 0:
+            self._set("noise", strategy.clock)
+
+    def _set(self, name: str, clock: Any) -> None:
+        torch.manual_seed(stream_seed(self.seed, name, clock.train_exp_counter, clock.train_exp_epochs))

@@ -1,0 +1,183 @@
+"""A YAML file becomes a typed config, or a list of one-line complaints."""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import AfterValidator, Field, ValidationError
+
+from mas.benchmarks import DATASETS, STREAMS
+from mas.experiments.errors import UserError
+from mas.experiments.models import MODELS
+from mas.experiments.options import Options, models_of
+from mas.experiments.source import Key, Source, nearest
+from mas.strategies import STRATEGIES
+
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]  # it becomes part of file names
+Count = Annotated[int, Field(gt=0)]
+
+
+class StrategyOptions(Options):
+    """What every strategy may be told: a label, for the same strategy with other settings."""
+
+    label: Label | None = None
+
+
+class Training(Options):
+    """How each experience is trained."""
+
+    epochs: Count = 10
+    batch_size: Count = 32
+    optimizer: Literal["adam", "sgd"] = "adam"
+    lr: Annotated[float, Field(gt=0)] = 0.001
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of sgd
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    reset_optimizer: bool = True  # forget the optimizer's state when an experience begins
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+# What every Avalanche strategy takes is set by the experiment; the rest is the strategy's own.
+_NOT_OPTIONS = frozenset({*inspect.signature(STRATEGIES["naive"]).parameters, "plugins"})
+
+STREAM_MODELS = models_of(STREAMS, "stream", frozenset({"seed"}))
+MODEL_MODELS = models_of(MODELS, "name", frozenset({"shape"}))
+STRATEGY_MODELS = models_of(STRATEGIES, "name", _NOT_OPTIONS, StrategyOptions)
+
+
+def _one_of(models: dict[str, type[Options]], key: str) -> Any:
+    if len(models) == 1:  # a union of one is no union to pydantic
+        return next(iter(models.values()))
+    return Annotated[Union[tuple(models.values())], Field(discriminator=key)]  # noqa: UP007 - built from a list
+
+
+def _each_once(seeds: list[int]) -> list[int]:
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise ValueError("whole numbers of at least 0, each once")
+    return seeds
+
+
+class Forgetting(Options):
+    """``experiment: forgetting``: train strategies along a stream and see who forgets what."""
+
+    experiment: Literal["forgetting"]
+    benchmark: _one_of(STREAM_MODELS, "stream")  # type: ignore[valid-type]
+    model: _one_of(MODEL_MODELS, "name") = MODEL_MODELS["mlp"]()  # type: ignore[valid-type]
+    training: Training = Training()
+    strategies: Annotated[list[_one_of(STRATEGY_MODELS, "name")], Field(min_length=1)]  # type: ignore[valid-type]
+    seeds: Count | Annotated[list[int], Field(min_length=1), AfterValidator(_each_once)] = 5
+
+    def seed_list(self) -> list[int]:
+        """Give the seeds: ``5`` means 0 to 4."""
+        return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+    def labels(self) -> list[str]:
+        """Give the label of each strategy: its name unless it has one."""
+        return [strategy.label or strategy.name for strategy in self.strategies]
+
+
+def load_config(path: Path, changes: Sequence[str] = ()) -> Forgetting:
+    """Read, change (``key.key=value``) and validate a config file.
+
+    Raises:
+        UserError: with one line for each thing that is wrong: where, what was found, what is allowed.
+    """
+    source = Source(path, changes)
+    try:
+        config = Forgetting.model_validate(source.data)
+    except ValidationError as error:
+        raise UserError(*_complaints(source, error)) from None
+    _check_labels(config, source)
+    _check_benchmark(config, source)
+    return config
+
+
+def resolved(config: Forgetting) -> dict[str, Any]:
+    """Give the config as plain data, every default written out."""
+    return config.model_dump(mode="json")
+
+
+def _check_labels(config: Forgetting, source: Source) -> None:
+    labels = [label.casefold() for label in config.labels()]  # some file systems fold case
+    for i, label in enumerate(labels):
+        if labels.index(label) < i:
+            name = config.labels()[i]
+            key = ("strategies", i)
+            raise UserError(f"{source.where(key)}: found a second {name!r}; add a label of its own, such as {name}-2")
+
+
+def _check_benchmark(config: Forgetting, source: Source) -> None:
+    """Build the benchmark once: only it can tell how many classes its data have."""
+    options = config.benchmark.model_dump(exclude={"stream"})
+    known, name = list(DATASETS), options["dataset"]
+    if name not in known:
+        where = source.where(("benchmark", "dataset"))
+        raise UserError(f"{where}: found {name!r}{nearest(name, known)}; allowed: {', '.join(known)}")
+    try:
+        STREAMS[config.benchmark.stream](**options)
+    except ValueError as error:
+        raise UserError(f"{source.where(('benchmark',))}: {error}") from None
+
+
+# What pydantic found, in the words of this project.
+
+_REGISTRIES: dict[str, tuple[dict[str, Any], dict[str, type[Options]], str]] = {
+    "benchmark": (STREAMS, STREAM_MODELS, "stream"),
+    "model": (MODELS, MODEL_MODELS, "name"),
+    "strategies": (STRATEGIES, STRATEGY_MODELS, "name"),
+}
+
+
+def _complaints(source: Source, error: ValidationError) -> list[str]:
+    """Give one line for each value that is wrong, also where pydantic tried several types."""
+    lines: dict[Key, list[str]] = {}
+    for item in error.errors():
+        key = _key(item, source.data)
+        lines.setdefault(key, []).append(_complaint(key, item, source.data))
+    return [f"{source.where(key)}: {' or '.join(dict.fromkeys(found))}" for key, found in lines.items()]
+
+
+def _key(item: Any, data: Any) -> Key:
+    """Drop from pydantic's location what names its own types; add what it leaves out."""
+    key: list[str | int] = []
+    *outer, last = item["loc"] or ("",)
+    for part in [*outer, last]:
+        inside = part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)
+        if inside:
+            data = data[part]
+        if inside or (part is last and item["type"] == "missing"):
+            key.append(part)
+    if item["type"].startswith("union_tag"):
+        key.append(_REGISTRIES[str(key[0])][2])
+    return tuple(key)
+
+
+def _complaint(key: Key, item: Any, data: Any) -> str:
+    kind, found = item["type"], item["input"]
+    if kind == "extra_forbidden":
+        known = _known_keys(key[:-1], data)
+        return f"unknown key{nearest(str(key[-1]), known)}; allowed: {', '.join(known)}"
+    if kind == "union_tag_not_found":
+        return f"missing; allowed: {', '.join(_REGISTRIES[str(key[0])][0])}"
+    if kind == "missing":
+        return "missing; every config has it"
+    if kind == "union_tag_invalid":
+        known, found = list(_REGISTRIES[str(key[0])][0]), item["ctx"]["tag"]
+        return f"found {found!r}{nearest(found, known)}; allowed: {', '.join(known)}"
+    if kind == "literal_error":
+        known = [part.strip("' ") for part in item["ctx"]["expected"].replace(" or ", ",").split(",")]
+        return f"found {found!r}{nearest(str(found), known)}; allowed: {', '.join(known)}"
+    allowed = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"found {found!r}; allowed: {allowed}"
+
+
+def _known_keys(key: Key, data: Any) -> list[str]:
+    """Give the keys that the config has at a place."""
+    if not key:
+        return list(Forgetting.model_fields)
+    if key[0] == "training":
+        return list(Training.model_fields)
+    _, models, tag = _REGISTRIES[str(key[0])]
+    for part in key:
+        data = data[part]
+    return list(models[data.get(tag, next(iter(models)))].model_fields)

@@ -1,0 +1,162 @@
+"""From cells to files: results.csv, summary.csv, figures and one self-contained page."""
+
+import base64
+import io
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import yaml
+from jinja2 import Environment
+from matplotlib.figure import Figure
+
+from mas.experiments.errors import UserError
+from mas.experiments.store import Store
+from mas.experiments.summary import BASELINE, Record, as_matrix, mean_and_interval, results_table, summary_table
+
+# score -> heading, in the order of the table; the first four are percent of accuracy
+HEADINGS = {
+    "ACC": "ACC",
+    "forgetting": "forgetting",
+    "BWT": "BWT",
+    "FWT": "FWT",
+    "learning": "learning acc.",
+    "ACC_over_naive": f"ACC above {BASELINE}",
+    "forgetting_below_naive": f"forgets less than {BASELINE}",
+}
+
+
+def write_report(store: Store, config: dict[str, Any], records: Sequence[Record]) -> pd.DataFrame:
+    """Make every table, figure and the page anew from the cells; give the summary.
+
+    Raises:
+        UserError: there is no finished cell.
+    """
+    if not records:
+        raise UserError(f"{store.folder}: holds no finished cell; run it first with: mas run")
+    summary = summary_table(records)
+    store.write("results.csv", results_table(records).to_csv(index=False, lineterminator="\n"))
+    store.write("summary.csv", summary.to_csv(index=False, lineterminator="\n"))
+    figures = draw_figures(records)
+    for name, picture in figures.items():
+        store.write(f"figures/{name}.png", picture)
+    _drop_old_figures(store.folder / "figures", set(figures))
+    store.write("report.html", _page(store.folder.name, config, records, summary, figures))
+    return summary
+
+
+def table_rows(summary: pd.DataFrame) -> list[tuple[str, dict[str, str]]]:
+    """Give the table that people read: per strategy, every score in percent with its interval.
+
+    A score that was not measured is "–"; "diverged" says how many seeds did, or is empty.
+    """
+    rows: list[tuple[str, dict[str, str]]] = []
+    for label, own in summary.groupby("strategy", sort=False):
+        scores = own.set_index("score")
+        cells = {s: _percent(*scores.loc[s, ["mean", "ci_low", "ci_high"]]) for s in HEADINGS if s in scores.index}
+        share, seeds = scores.loc["diverged", "mean"], scores.loc["diverged", "n"]
+        cells["diverged"] = f"{round(share * seeds)} of {seeds}" if share else ""
+        rows.append((str(label), cells))
+    return rows
+
+
+def draw_figures(records: Sequence[Record]) -> dict[str, bytes]:
+    """Draw the accuracy over the stream, and the accuracy matrix of each strategy, as PNG."""
+    finished = [r for r in records if r["status"] == "finished"]
+    labels = list(dict.fromkeys(r["label"] for r in finished))
+    figures = {"accuracy_over_stream": _over_stream(finished, labels)} if finished else {}
+    for label in labels:
+        matrices = np.stack([_with_untrained(r) for r in finished if r["label"] == label])
+        figures[f"matrix_{label}"] = _matrix(label, matrices)
+    return {name: _png(figure) for name, figure in figures.items()}
+
+
+def _percent(mean: float, low: float, high: float) -> str:
+    if np.isnan(mean):
+        return "–"
+    return f"{100 * mean:.1f}" if np.isnan(low) else f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _with_untrained(record: Record) -> np.ndarray:
+    return np.vstack([record["untrained"], as_matrix(record)])  # (T + 1, T)
+
+
+def _over_stream(records: Sequence[Record], labels: Sequence[str]) -> Figure:
+    """Draw mean accuracy on the experiences seen so far, after each; band: 95 % over seeds."""
+    figure, axes = _blank(6.4, 4.0)
+    for i, label in enumerate(labels):
+        matrices = [as_matrix(r) for r in records if r["label"] == label]
+        size = len(matrices[0])
+        points = [mean_and_interval([m[t, : t + 1].mean() for m in matrices]) for t in range(size)]
+        mean, low, high = (100 * np.array(column) for column in list(zip(*points, strict=True))[:3])
+        colour = mpl.colormaps["tab10"](i % 10)
+        if np.isfinite(mean).sum() == 1:  # joint training: one row, drawn as a level
+            axes.axhline(mean[-1], color=colour, linestyle="--", label=label)
+            continue
+        axes.plot(range(1, size + 1), mean, marker="o", color=colour, label=label)
+        axes.fill_between(range(1, size + 1), low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.set(xlabel="experiences trained", ylabel="accuracy on those seen so far, %", title="Accuracy over the stream")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _matrix(label: str, matrices: np.ndarray) -> Figure:
+    """Draw the mean over seeds of R, with the untrained network as the first row."""
+    mean = 100 * matrices.mean(0)  # (T + 1, T)
+    rows, columns = mean.shape
+    figure, axes = _blank(1.6 + 0.7 * columns, 1.2 + 0.55 * rows)
+    colours = mpl.colormaps["viridis"].with_extremes(bad="0.92")
+    axes.imshow(mean, vmin=0, vmax=100, cmap=colours, aspect="auto")
+    if columns <= 12:
+        for t, i in np.argwhere(np.isfinite(mean)):
+            axes.text(
+                i, t, f"{mean[t, i]:.0f}", ha="center", va="center", color="white" if mean[t, i] < 60 else "black"
+            )
+    axes.set_xticks(range(columns))
+    axes.set_yticks(range(rows), ["untrained", *map(str, range(rows - 1))])
+    axes.set(xlabel="tested on experience", ylabel="trained on", title=f"{label}: accuracy, %")
+    return figure
+
+
+def _blank(width: float, height: float) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)  # no pyplot: no global state
+    return figure, figure.subplots()
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _drop_old_figures(folder: Path, current: set[str]) -> None:
+    for path in folder.glob("*.png"):
+        if path.stem not in current:
+            path.unlink()
+
+
+def _page(
+    name: str, config: dict[str, Any], records: Sequence[Record], summary: pd.DataFrame, figures: dict[str, bytes]
+) -> str:
+    template = resources.files("mas.experiments").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    rows = table_rows(summary)
+    return (
+        Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        .from_string(template)
+        .render(
+            name=name,
+            headings={s: h for s, h in HEADINGS.items() if any(s in cells for _, cells in rows)},
+            rows=rows,
+            seeds=sorted({r["seed"] for r in records}),
+            diverged=[r for r in records if r["status"] == "diverged"],
+            any_diverged=any(cells["diverged"] for _, cells in rows),
+            figures={key: base64.b64encode(picture).decode() for key, picture in figures.items()},
+            config=yaml.safe_dump(config, sort_keys=False),
+        )
+    )

@@ -1,0 +1,104 @@
+"""A YAML file as plain data that still knows which line each key came from."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mas.experiments.errors import UserError
+
+Key = tuple[str | int, ...]
+
+
+class Source:
+    """What was asked for: a file, and ``key.key=value`` changes made to it on the command line.
+
+    Raises:
+        UserError: the file is missing, empty, no plain YAML or says a key twice; a change goes nowhere.
+    """
+
+    def __init__(self, path: Path, changes: Sequence[str] = ()):
+        self.path = path
+        self.lines: dict[Key, int] = {}
+        text = _read(path)
+        try:
+            self.data: Any = yaml.safe_load(text)
+            self._note_lines(yaml.compose(text, Loader=yaml.SafeLoader), ())
+        except yaml.YAMLError as error:
+            raise UserError(_not_plain(path, error)) from None
+        if not isinstance(self.data, dict):
+            found = "an empty file" if self.data is None else f"a {type(self.data).__name__}"
+            raise UserError(f"{path}:1: found {found}; expected a map that starts with experiment: forgetting")
+        self.changes = {_apply(self.data, change): change for change in changes}
+
+    def where(self, key: Key) -> str:
+        """Say where a value stands: file, line and key, or the change that set it."""
+        name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).lstrip(".")
+        outer = [key[:n] for n in range(len(key), -1, -1)]  # a missing key stands where its map does
+        if change := next((self.changes[k] for k in outer if k in self.changes), None):
+            return f"--set {change}: {name}"
+        line = next((self.lines[k] for k in outer if k in self.lines), 1)
+        return f"{self.path}:{line}: {name}" if name else f"{self.path}:{line}"
+
+    def _note_lines(self, node: yaml.Node | None, key: Key) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for name, value in node.value:
+                here, line = (*key, name.value), name.start_mark.line + 1
+                if here in self.lines:
+                    raise UserError(f"{self.path}:{line}: {name.value} stands twice, first in line {self.lines[here]}")
+                self.lines[here] = line
+                self._note_lines(value, here)
+        elif isinstance(node, yaml.SequenceNode):
+            for i, item in enumerate(node.value):
+                self.lines[(*key, i)] = item.start_mark.line + 1
+                self._note_lines(item, (*key, i))
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Give ``, did you mean 'x'?`` if a known name is near, else nothing."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such file{nearest(path.name, beside)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def _not_plain(path: Path, error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    found = getattr(error, "problem", None) or str(error).partition("\n")[0]
+    allowed = "maps, lists, text, numbers, true and false"
+    return f"{path}:{mark.line + 1 if mark else 1}: not plain YAML: {found}; allowed are {allowed}"
+
+
+def _apply(data: Any, change: str) -> Key:
+    """Set ``a.b.0.c=value`` in plain data; give the key."""
+    path, equals, text = change.partition("=")
+    key = tuple(int(part) if part.isdigit() else part for part in path.strip().split("."))
+    if not equals or "" in key:
+        raise UserError(f"--set {change}: expected key=value, such as training.epochs=2 or strategies.0.lam=10")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {change}: {text!r} is not plain YAML") from None
+    for part in key[:-1]:
+        data = data.setdefault(part, {}) if isinstance(data, dict) else _item(data, part, change)
+    if not isinstance(data, dict):
+        _item(data, key[-1], change)
+    data[key[-1]] = value
+    return key
+
+
+def _item(data: Any, part: str | int, change: str) -> Any:
+    if isinstance(data, list) and isinstance(part, int) and part < len(data):
+        return data[part]
+    size = f"a list of {len(data)}, counted from 0" if isinstance(data, list) else f"{data!r}, which holds no keys"
+    raise UserError(f"--set {change}: there is no {part} in {size}")

@@ -1,0 +1,65 @@
+"""Measuring changes nothing: the guard that every importance pass, probe and evaluation stands in."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@contextmanager
+def measuring(model: nn.Module) -> Iterator[nn.Module]:
+    """Put ``model`` in eval mode for the length of a ``with`` block and leave no trace of it.
+
+    Afterwards the train/eval mode of every submodule, every buffer and every global random
+    stream (Python, NumPy, torch on CPU and on each GPU in use) are as before, also when the
+    block raises. Parameters and their ``.grad`` are the block's own business: the engine in
+    `mas.gradients` touches neither.
+
+    >>> layer = nn.Dropout().train()
+    >>> with measuring(layer):
+    ...     layer.training
+    False
+    >>> layer.training
+    True
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        _Kept(module, name, tensor)
+        for module in model.modules()
+        for name, tensor in module._buffers.items()
+        if tensor is not None
+    ]
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.inference_mode(False), torch.random.fork_rng(devices=_cuda_devices(model)):
+        try:
+            model.eval()
+            yield model
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            for buffer in buffers:
+                buffer.restore()
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def _cuda_devices(model: nn.Module) -> list[int]:
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    return sorted({device.index or 0 for device in devices if device.type == "cuda"})
+
+
+class _Kept:
+    """A buffer as it was: which tensor the module held under the name, and its values."""
+
+    def __init__(self, module: nn.Module, name: str, tensor: torch.Tensor):
+        self.module, self.name, self.tensor = module, name, tensor
+        self.version, self.values = tensor._version, tensor.clone()
+
+    def restore(self) -> None:
+        self.module._buffers[self.name] = self.tensor
+        if self.tensor._version != self.version:
+            with torch.no_grad():
+                self.tensor.copy_(self.values)

@@ -1,0 +1,197 @@
+"""Keep important weights near their anchor: one quadratic, its value and its fused gradient."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Accumulate = Literal["sum", "ema", "decay", "quadratics"]
+
+
+class QuadraticPenalty:
+    """strength × Σ_i Ω_i (θ_i − θ*_i)², kept across tasks.
+
+    Before the first `consolidate` there is nothing to protect: value 0, no gradient.
+
+    Args:
+        strength: factor of the sum, at least 0: λ for MAS, λ/2 for EWC.
+        accumulate: how `consolidate` joins a task with those before it:
+
+            "sum": Ω ← Ω + Ω_new, anchor = latest weights (MAS, Aljundi 2018, authors' code);
+            "ema": Ω ← factor Ω + (1 − factor) Ω_new, anchor = latest (as FACIL and Avalanche);
+            "decay": Ω ← factor Ω + Ω_new, anchor = latest (online EWC, Schwarz 2018);
+            "quadratics": the exact sum of one quadratic per task (EWC, Kirkpatrick 2017), kept
+            as one quadratic (total Ω, Ω-weighted mean anchor, a constant; Huszár 2018), so that
+            memory and time do not grow with the number of tasks.
+        factor: of "ema" and "decay", from 0 to 1.
+
+    Growth is safe: parameters without an anchor are not penalised; a parameter that has grown
+    since (new classes) is penalised where it was; and a task whose importance for a parameter is
+    zero throughout, such as an old head that it does not use, leaves that parameter's as it was.
+
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> penalty = QuadraticPenalty(strength=0.5)
+    >>> penalty.consolidate({"weight": torch.tensor([[1.0]])}, {"weight": torch.tensor([[4.0]])})
+    >>> _ = nn.init.constant_(model.weight, 3.0)
+    >>> penalty.value(model).item()  # 0.5 * 4 * (3 - 1)²
+    8.0
+    """
+
+    def __init__(self, strength: float = 1.0, accumulate: Accumulate = "sum", factor: float = 0.5):
+        if not strength >= 0:
+            raise ValueError(f"strength is {strength}; give a number of at least 0")
+        if accumulate not in _WEIGHTS:
+            raise ValueError(f"accumulate is {accumulate!r}; known are {', '.join(map(repr, _WEIGHTS))}")
+        if not 0 <= factor <= 1:
+            raise ValueError(f"factor is {factor}; give a number from 0 to 1")
+        self.strength, self.accumulate, self.factor = strength, accumulate, factor
+        self.importance: dict[str, Tensor] = {}
+        self.anchor: dict[str, Tensor] = {}
+        self.constant = 0.0  # of the exact sum: what the tasks' anchors disagree about
+
+    def consolidate(self, anchor: Mapping[str, Tensor] | nn.Module, importance: Mapping[str, Tensor]) -> None:
+        """Join a finished task: protect ``anchor`` with ``importance`` from now on.
+
+        Args:
+            anchor: the weights to stay near: a mapping by name, or the model as it stands.
+            importance: Ω or F by name, as `mas.mas_importance` gives it.
+
+        Raises:
+            ValueError: an importance without an anchor, of another shape, negative or not finite.
+        """
+        weights = dict(anchor.named_parameters()) if isinstance(anchor, nn.Module) else anchor
+        _check(weights, importance)
+        old, new = _WEIGHTS[self.accumulate](self.factor)
+        with torch.no_grad():
+            for name, omega in importance.items():
+                self._join(name, weights[name].detach().to(omega.dtype), omega.detach(), old, new)
+
+    def value(self, model: nn.Module) -> Tensor:
+        """Give the penalty at the model's weights, a scalar that autograd can differentiate."""
+        params, anchors, omegas = self._aligned(model)
+        parts = [(w * (p - a).square()).sum() for p, a, w in zip(params, anchors, omegas, strict=True)]
+        return self.strength * (sum(parts, torch.zeros(())) + self.constant)
+
+    @torch.no_grad()
+    def add_gradient_(self, model: nn.Module) -> Tensor:
+        """Add the penalty's gradient, 2 strength Ω (θ − θ*), to ``.grad``, and give its value.
+
+        No autograd graph is made and no parameter is looped over: four fused operations. With
+        strength 0 nothing is touched, so that training is bit for bit the unpenalised one.
+
+        Returns:
+            The value, a scalar, the same as `value`.
+        """
+        if self.strength == 0 or not self.importance:
+            return torch.zeros(())
+        params, anchors, omegas = self._aligned(model, with_grad=True)
+        pulls = torch._foreach_sub(params, anchors)
+        squares = torch._foreach_mul(pulls, omegas)
+        torch._foreach_add_([p.grad for p in params if p.grad is not None], squares, alpha=2 * self.strength)
+        torch._foreach_mul_(squares, pulls)
+        total = torch.stack([s.sum() for s in squares]).sum()
+        return self.strength * (total + self.constant)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give all there is to keep, as plain data and tensors (`torch.load` with weights_only)."""
+        copies = {key: {n: t.clone() for n, t in getattr(self, key).items()} for key in ("importance", "anchor")}
+        return copies | {key: getattr(self, key) for key in _SETTINGS}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave; raises ValueError if a key is missing."""
+        missing = {*_SETTINGS, "importance", "anchor"} - state.keys()
+        if missing:
+            raise ValueError(
+                f"the state of a penalty lacks {', '.join(sorted(missing))}; "
+                "was it made by QuadraticPenalty.state_dict()?"
+            )
+        for key in _SETTINGS:
+            setattr(self, key, state[key])
+        for key in ("importance", "anchor"):
+            setattr(self, key, {name: tensor.clone() for name, tensor in state[key].items()})
+
+    def _join(self, name: str, anchor: Tensor, omega: Tensor, old: float, new: float) -> None:
+        if name not in self.importance:
+            self.importance[name], self.anchor[name] = omega.clone(), anchor.clone()
+            return
+        was, stood = _grow(self.importance[name], omega, 0.0), _grow(self.anchor[name], anchor)
+        if self.accumulate == "quadratics":
+            total = was + omega
+            self.constant += float(
+                (was * omega / total.clamp(min=_TINY) * (anchor - stood).square()).sum(dtype=torch.float64)
+            )
+            # the mean as a step from the old anchor: exact where the new importance is 0
+            self.anchor[name] = torch.where(
+                total > 0, stood + omega / total.clamp(min=_TINY) * (anchor - stood), anchor
+            )
+            self.importance[name] = total
+        else:
+            used = bool(omega.any())
+            self.importance[name] = old * was + new * omega if used else was
+            self.anchor[name] = anchor.clone()
+
+    def _aligned(self, model: nn.Module, with_grad: bool = False) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Give parameters, anchors and importances in one order, parameters cut to their anchors."""
+        own = dict(model.named_parameters())
+        absent = self.importance.keys() - own.keys()
+        if absent:
+            raise ValueError(
+                f"the penalty protects {min(absent)!r}, which the model lacks; was the model renamed or wrapped since?"
+            )
+        names = [name for name in self.importance if own[name].requires_grad]
+        params = [_cut(own[name], self.anchor[name], name, with_grad) for name in names]
+        return params, [self.anchor[n] for n in names], [self.importance[n] for n in names]
+
+
+_SETTINGS = ("strength", "accumulate", "factor", "constant")
+_TINY = 1e-38  # keeps 0 / 0 out of the weighted mean; such entries take the new anchor
+
+# accumulate -> weights of the old and the new importance
+_WEIGHTS = {
+    "sum": lambda factor: (1.0, 1.0),
+    "ema": lambda factor: (factor, 1.0 - factor),
+    "decay": lambda factor: (factor, 1.0),
+    "quadratics": lambda factor: (1.0, 1.0),
+}
+
+
+def _check(weights: Mapping[str, Tensor], importance: Mapping[str, Tensor]) -> None:
+    for name, omega in importance.items():
+        if name not in weights or weights[name].shape != omega.shape:
+            got = tuple(weights[name].shape) if name in weights else "none"
+            raise ValueError(
+                f"importance of {name!r} has shape {tuple(omega.shape)} and its anchor {got}; "
+                "measure importance on the model that is the anchor"
+            )
+        if not (torch.isfinite(omega).all() and (omega >= 0).all()):
+            raise ValueError(
+                f"importance of {name!r} has values that are negative or not finite; importance is at least 0"
+            )
+
+
+def _grow(tensor: Tensor, like: Tensor, fill: float | None = None) -> Tensor:
+    """Extend ``tensor`` to the shape of ``like``: with ``fill``, or with the values of ``like``."""
+    if tensor.shape == like.shape:
+        return tensor
+    grown = like.clone() if fill is None else torch.full_like(like, fill)
+    grown[tuple(slice(0, n) for n in tensor.shape)] = tensor
+    return grown
+
+
+def _cut(parameter: Tensor, anchor: Tensor, name: str, with_grad: bool) -> Tensor:
+    """Give the part of a parameter that has an anchor, with the same part of its gradient."""
+    if parameter.ndim != anchor.ndim or any(n < m for n, m in zip(parameter.shape, anchor.shape, strict=True)):
+        raise ValueError(
+            f"parameter {name!r} has shape {tuple(parameter.shape)}, its anchor {tuple(anchor.shape)}; "
+            "a parameter may grow, not shrink"
+        )
+    if with_grad and parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    if parameter.shape == anchor.shape:
+        return parameter
+    window = tuple(slice(0, n) for n in anchor.shape)
+    part = parameter[window]
+    if with_grad:
+        part.grad = parameter.grad[window]  # type: ignore[index]
+    return part

@@ -1,0 +1,254 @@
+"""What every law is tried on: layers, whole models, estimators. A new one is a line here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mas.importance import fisher_importance, mas_importance
+from tests.oracles.moments import fisher_by_loop, mas_by_loop
+
+N = 6  # samples; a batch is as large as a sequence is long, so that shapes alone cannot tell them apart
+
+
+@dataclass
+class Case:
+    """A model in float64, a batch for it and how to run it."""
+
+    model: nn.Module
+    batch: Any
+    forward: Callable[[nn.Module, Any], Any] | None = None
+
+
+def _squeeze_parameters(model: nn.Module) -> nn.Module:
+    """Give buffers and affine parameters values that are not their trivial initial ones."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.4)
+    return model
+
+
+class Twice(nn.Module):
+    """One layer called twice in a forward pass."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.layer(x).tanh())
+
+
+class Tied(nn.Module):
+    """An embedding whose weight is the output layer's too, once as a module and once by hand."""
+
+    def __init__(self, by_hand: bool):
+        super().__init__()
+        self.embedding = nn.Embedding(9, 5, padding_idx=2)
+        self.middle = nn.Linear(5, 5)
+        self.out = nn.Linear(5, 9)
+        self.by_hand = by_hand
+        if not by_hand:
+            self.out.weight = self.embedding.weight
+
+    def forward(self, words: Tensor) -> Tensor:
+        h = self.middle(self.embedding(words)).tanh()
+        return h @ self.embedding.weight.T if self.by_hand else self.out(h)
+
+
+class Scaled(nn.Module):
+    """Free parameters between layers that have closed forms."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.scale = nn.Parameter(torch.ones(5))
+        self.unused = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.scale * self.first(x).relu())
+
+
+class SequenceFirst(nn.Module):
+    """Linear on (time, sample, feature): the sample axis is not the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.norm, self.out = nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, T, 3)
+        return self.out(self.norm(self.inner(x.transpose(0, 1)).tanh()).mean(0))
+
+
+class Flattened(nn.Module):
+    """Samples and time in one axis, as many language models have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.out = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        return self.out(self.inner(x.reshape(n * t, -1)).tanh().reshape(n, t, -1).sum(1))
+
+
+class Recurrent(nn.Module):
+    """An LSTM classifier: no closed form, so vmap or the loop."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.out = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.lstm(x)[0][:, -1])
+
+
+class Branching(nn.Module):
+    """Control flow that depends on the data: vmap cannot follow, the loop can."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.out = nn.Parameter(torch.ones(3)), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.stack([self.weight * row if row.sum().item() > 0 else row for row in x]))
+
+
+class Residual(nn.Module):
+    """A ResNet block in small: in-place activations, additions, strides."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.bn_a = nn.Conv2d(2, 4, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.b, self.bn_b = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.short = nn.Conv2d(2, 4, 1, stride=2)
+        self.relu, self.out = nn.ReLU(inplace=True), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.bn_b(self.b(self.relu(self.bn_a(self.a(x)))))
+        h += self.short(x)
+        return self.out(self.relu(h).mean((2, 3)))
+
+
+class TwoTasks(nn.Module):
+    """Heads chosen by a task label in the batch, both in one batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.heads = nn.Linear(4, 5), nn.ModuleList(nn.Linear(5, 3) for _ in range(3))
+
+    def forward(self, x: Tensor, task: Tensor) -> Tensor:
+        h, out = self.body(x).tanh(), x.new_zeros(len(x), 3)
+        for t in task.unique().tolist():
+            out[task == t] = self.heads[t](h[task == t])
+        return out
+
+
+def flat(*shape: int) -> Tensor:
+    return torch.randn(N, *shape, dtype=torch.float64)
+
+
+def words() -> Tensor:
+    return torch.randint(9, (N, N))
+
+
+def ending(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(3))
+
+
+# name -> () -> (model, batch) or (model, batch, forward)
+CASES: dict[str, Callable[[], tuple[Any, ...]]] = {
+    "linear": lambda: (nn.Linear(4, 3), flat(4)),
+    "linear_no_bias": lambda: (nn.Linear(4, 3, bias=False), flat(4)),
+    "linear_sequence": lambda: (ending(nn.Linear(4, 3), nn.Tanh()), flat(N, 4)),
+    "linear_sequence_4d": lambda: (ending(nn.Linear(4, 3), nn.Tanh()), flat(2, 3, 4)),
+    "mlp": lambda: (nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)), flat(4)),
+    "conv1d": lambda: (ending(nn.Conv1d(2, 4, 3, padding=1), nn.ReLU(inplace=True)), flat(2, 7)),
+    "conv2d": lambda: (ending(nn.Conv2d(2, 4, 3), nn.ReLU(inplace=True)), flat(2, 5, 5)),
+    "conv2d_all": lambda: (ending(nn.Conv2d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2)), flat(4, 7, 6)),
+    "conv2d_same": lambda: (ending(nn.Conv2d(2, 3, 3, padding="same")), flat(2, 5, 5)),
+    "conv2d_same_even": lambda: (ending(nn.Conv2d(2, 3, 2, padding="same")), flat(2, 5, 5)),
+    "conv2d_circular": lambda: (ending(nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular")), flat(2, 5, 5)),
+    "conv3d": lambda: (ending(nn.Conv3d(2, 3, 2, padding=1)), flat(2, 3, 3, 3)),
+    "conv_transpose2d": lambda: (ending(nn.ConvTranspose2d(2, 3, 3, stride=2)), flat(2, 3, 3)),
+    "batch_norm1d": lambda: (nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)), flat(4)),
+    "batch_norm2d": lambda: (ending(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True)), flat(2, 5, 5)),
+    "layer_norm": lambda: (nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3)), flat(4)),
+    "layer_norm_2_axes": lambda: (ending(nn.LayerNorm((3, 4)), nn.Tanh()), flat(2, 3, 4)),
+    "group_norm": lambda: (ending(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.ReLU()), flat(2, 5, 5)),
+    "embedding": lambda: (ending(nn.Embedding(9, 4, padding_idx=-1), nn.Tanh()), words()),
+    "embedding_by_frequency": lambda: (ending(nn.Embedding(9, 4, scale_grad_by_freq=False), nn.Tanh()), words()),
+    "twice_linear": lambda: (Twice(nn.Linear(4, 4)), flat(4)),
+    "twice_conv": lambda: (ending(Twice(nn.Conv2d(2, 2, 3, padding=1))), flat(2, 4, 4)),
+    "twice_norm": lambda: (ending(Twice(nn.GroupNorm(1, 2))), flat(2, 4, 4)),
+    "tied_modules": lambda: (Tied(by_hand=False), words()),
+    "tied_by_hand": lambda: (Tied(by_hand=True), words()),
+    "free_parameter": lambda: (Scaled(), flat(4)),
+    "sequence_first": lambda: (SequenceFirst(), flat(N, 3)),
+    "flattened_time": lambda: (Flattened(), flat(3, 3)),
+    "attention": lambda: (
+        ending(nn.TransformerEncoderLayer(4, 2, 5, batch_first=True, dropout=0.3)),
+        flat(N, 4),
+    ),
+    "lstm": lambda: (Recurrent(), flat(5, 3)),
+    "branching": lambda: (Branching(), flat(3)),
+    "residual": lambda: (Residual(), flat(2, 6, 6)),
+    "dropout": lambda: (nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.5), nn.Linear(5, 3)), flat(4)),
+    "two_tasks": lambda: (
+        TwoTasks(),
+        (flat(4), torch.zeros(N, dtype=torch.long), torch.tensor([0, 1, 0, 1, 1, 0])),
+        lambda model, batch: model(batch[0], batch[2]),
+    ),
+}
+
+
+def make(name: str) -> Case:
+    """Build a case, the same every time, in training mode as a training loop leaves it."""
+    torch.manual_seed(0)
+    model, batch, *forward = CASES[name]()
+    run = forward[0] if forward else None
+    model.double()
+    with torch.no_grad():  # lets lazy layers take shape
+        run(model, batch) if run else model(batch)
+    return Case(_squeeze_parameters(model).double().train(), batch, run)
+
+
+def classes(case: Case) -> Tensor:
+    """Give labels for a case, one for each sample."""
+    return torch.randint(3, (N,), generator=torch.Generator().manual_seed(1))
+
+
+def classify(case: Case) -> Case:
+    """Make any case a classifier of labelled batches (x, y, ...): logits of shape (N, classes)."""
+    run = case.forward or (lambda model, batch: model(batch))
+    if isinstance(case.batch, tuple):
+        return Case(case.model, (case.batch[0], classes(case) % 3, *case.batch[2:]), _two_axes(run))
+    return Case(case.model, (case.batch, classes(case) % 2), _two_axes(lambda m, b: run(m, b[0])))
+
+
+def _two_axes(run):
+    return lambda model, batch: run(model, batch).flatten(1)[:, :4]
+
+
+# name -> (estimator, oracle), both functions of (model, batches or batch, forward=...)
+ESTIMATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "mas": (mas_importance, mas_by_loop),
+    "mas_l2": (partial(mas_importance, norm="l2"), partial(mas_by_loop, norm="l2")),
+    "fisher_exact": (partial(fisher_importance, labels="exact"), partial(fisher_by_loop, labels="exact")),
+    "fisher_empirical": (partial(fisher_importance, labels="empirical"), partial(fisher_by_loop, labels="empirical")),
+    "fisher_predicted": (partial(fisher_importance, labels="predicted"), partial(fisher_by_loop, labels="predicted")),
+}
+SAMPLING = {"fisher_sampled": partial(fisher_importance, labels="sampled")}
+
+
+def quadratic(output: Any, batch: Any) -> Tensor:
+    """An objective with gradients of both signs."""
+    flat_output = output.flatten(1)
+    return F.softplus(flat_output).square().sum(1) - flat_output.sum(1)

@@ -1,0 +1,294 @@
+"""Laws 1 to 3 on the engine: exact for every layer, whatever the batching, leaving no trace."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import mas.gradients
+from mas import mean_moments, per_sample_moments
+from mas.gradients import batch_size
+from tests.cases import CASES, N, flat, make, quadratic
+from tests.conftest import assert_same
+from tests.oracles.moments import moments_by_loop, one_sample
+
+
+def oracle(case, objective=quadratic, moment="abs"):
+    case.model.eval()
+    return moments_by_loop(case.model, case.batch, objective, moment, case.forward)
+
+
+@pytest.mark.parametrize("moment", ["abs", "square"])
+@pytest.mark.parametrize("name", CASES)
+def test_law_1_equals_a_loop_over_single_samples(name, moment):
+    case = make(name)
+    found = per_sample_moments(case.model, case.batch, quadratic, moment, case.forward)
+    assert_same(found, oracle(case, moment=moment))
+    assert any(value.abs().max() > 1e-3 for value in found.values())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_law_1_with_several_objectives_per_sample(name):
+    def both(output, batch):
+        return torch.stack([quadratic(output, batch), output.flatten(1)[:, 0]], 1)
+
+    case = make(name)
+    assert_same(per_sample_moments(case.model, case.batch, both, "square", case.forward), oracle(case, both, "square"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_law_1_with_frozen_parameters(name):
+    case = make(name)
+    frozen = [p for i, p in enumerate(case.model.parameters()) if i % 2]
+    for p in frozen:
+        p.requires_grad_(False)
+    found = per_sample_moments(case.model, case.batch, quadratic, "abs", case.forward)
+    assert_same(found, oracle(case))
+    assert len(found) == len(list(case.model.parameters())) - len(frozen)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_law_2_one_batch_or_many_one_order_or_another(name):
+    case = make(name)
+    whole = mean_moments(case.model, [case.batch], quadratic, "abs", case.forward)
+    pick = mas.gradients._samples
+    ragged = [pick(case.batch, slice(a, b), N) for a, b in ((0, 1), (1, 5), (5, 6))]
+    backwards = [one_sample(case.batch, n) for n in reversed(range(N))]
+    for batches in (ragged, backwards):
+        assert_same(mean_moments(case.model, batches, quadratic, "abs", case.forward), whole)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_chunks_of_per_sample_gradients_do_not_show(name, monkeypatch):
+    case = make(name)
+    whole = per_sample_moments(case.model, case.batch, quadratic, "abs", case.forward)
+    monkeypatch.setattr(mas.gradients, "_CACHE_BYTES", 1)
+    monkeypatch.setattr(mas.gradients, "_VMAP_BYTES", 1)
+    assert_same(per_sample_moments(case.model, case.batch, quadratic, "abs", case.forward), whole)
+
+
+def snapshot(model):
+    return {
+        "parameters": [p.detach().clone() for p in model.parameters()],
+        "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "buffers": [b.clone() for b in model.buffers()],
+        "modes": [m.training for m in model.modules()],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state()[1].copy(),
+        "python": random.getstate(),
+    }
+
+
+def assert_unchanged(before, after):
+    for key, old in before.items():
+        new = after[key]
+        if isinstance(old, list) and old and isinstance(old[0], torch.Tensor):
+            assert all(torch.equal(a, b) for a, b in zip(old, new, strict=True)), key
+        elif isinstance(old, torch.Tensor | np.ndarray):
+            assert (old == new).all(), key
+        else:
+            assert old == new, key
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_law_3_measuring_changes_nothing(name):
+    case = make(name)
+    list(case.model.modules())[-1].eval()  # modes that differ among modules
+    for p in case.model.parameters():
+        p.grad = torch.ones_like(p)
+    before = snapshot(case.model)
+    loader = torch.utils.data.DataLoader([one_sample(case.batch, n) for n in range(N)], batch_size=None, shuffle=True)
+    mean_moments(case.model, loader, quadratic, "abs", case.forward)
+    per_sample_moments(case.model, case.batch, quadratic, "abs", case.forward)
+    assert_unchanged(before, snapshot(case.model))
+
+
+def test_law_3_also_when_the_pass_fails():
+    case = make("batch_norm2d")
+    before = snapshot(case.model)
+    with pytest.raises(ValueError, match="shape"):
+        per_sample_moments(case.model, case.batch, lambda output, batch: output.mean())
+    assert_unchanged(before, snapshot(case.model))
+
+
+def test_law_3_buffers_that_change_in_eval_mode_are_put_back():
+    class Counts(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 2)
+            self.register_buffer("seen", torch.zeros(1))
+            self.register_buffer("kept", torch.zeros(1))
+
+        def forward(self, x):
+            self.seen += 1
+            self.kept = self.kept + 1
+            return super().forward(x)
+
+    model = Counts()
+    kept = model.kept
+    per_sample_moments(model, torch.randn(3, 4), quadratic)
+    assert model.seen == 0
+    assert model.kept is kept
+    assert kept == 0
+
+
+def test_a_batch_as_large_as_the_sequence_is_long_is_not_confused():
+    case = make("sequence_first")
+    assert case.batch.shape[0] == case.batch.shape[1]
+    assert_same(per_sample_moments(case.model, case.batch, quadratic), oracle(case))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_closed_forms_are_what_is_used_where_they_exist(training, monkeypatch):
+    """The slow road is exact as well, so only this test notices if everything takes it."""
+    monkeypatch.setattr(mas.gradients._Pass, "_add_slow", lambda *_: pytest.fail("took the slow road"))
+    fast = ["mlp", "linear_sequence", "conv1d", "conv2d_all", "conv2d_same", "batch_norm2d", "layer_norm", "group_norm"]
+    for name in [*fast, "embedding", "residual", "twice_linear", "tied_modules", "sequence_first", "dropout"]:
+        case = make(name)
+        case.model.train(training)
+        per_sample_moments(case.model, case.batch, quadratic)
+
+
+def test_half_precision_accumulates_in_float32():
+    case = make("mlp")
+    expected = {name: value.float() for name, value in oracle(case).items()}
+    found = per_sample_moments(case.model.bfloat16(), case.batch.bfloat16(), quadratic)
+    assert all(value.dtype == torch.float32 for value in found.values())
+    assert_same(found, expected, tolerance=0.05)
+
+
+def test_runs_under_no_grad_and_inference_mode():
+    case = make("mlp")
+    expected = oracle(case)
+    with torch.no_grad():
+        assert_same(per_sample_moments(case.model, case.batch, quadratic), expected)
+    with torch.inference_mode():
+        assert_same(per_sample_moments(case.model, case.batch, quadratic), expected)
+
+
+def test_max_samples_takes_the_first_and_cuts_the_last_batch():
+    case = make("mlp")
+    batches = [case.batch[:4], case.batch[4:]]
+    found = mean_moments(case.model, batches, quadratic, max_samples=5)
+    assert_same(found, mean_moments(case.model, [case.batch[:5]], quadratic))
+    with pytest.raises(ValueError, match="max_samples is 0"):
+        mean_moments(case.model, batches, quadratic, max_samples=0)
+
+
+def test_dict_batches_with_a_forward():
+    case = make("mlp")
+    batch = {"pixels": case.batch, "id": list(range(N))}
+    found = per_sample_moments(case.model, batch, quadratic, forward=lambda model, b: model(b["pixels"]))
+    assert_same(found, oracle(case))
+    with pytest.raises(ValueError, match="give forward="):
+        per_sample_moments(case.model, batch, quadratic)
+
+
+def test_batch_size_needs_a_tensor():
+    assert batch_size({"a": [torch.zeros(3, 2)]}) == 3
+    with pytest.raises(ValueError, match="no tensor"):
+        batch_size(["a"])
+
+
+# What cannot be done exactly is refused, with the reason.
+
+
+def test_batch_statistics_are_refused_with_the_modules_name():
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 2))
+    with pytest.raises(ValueError, match=r"module '1' \(BatchNorm1d\): batch statistics mix"):
+        per_sample_moments(model, torch.randn(6, 4), quadratic)
+
+
+def test_batch_statistics_without_parameters_are_refused_too():
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, affine=False, track_running_stats=False), nn.Linear(5, 2))
+    with pytest.raises(ValueError, match=r"module '1' \(BatchNorm1d\): batch statistics mix"):
+        per_sample_moments(model, torch.randn(6, 4), quadratic)
+
+
+def test_samples_that_influence_each_other_are_refused():
+    class Centred(nn.Linear):
+        def forward(self, x):
+            return super().forward(x - x.mean(0))
+
+    with pytest.raises(ValueError, match="depends on the other samples"):
+        per_sample_moments(Centred(4, 2), torch.randn(6, 4), quadratic)
+
+
+def test_chance_in_eval_mode_is_refused():
+    class Noisy(nn.Linear):
+        def forward(self, x):
+            return super().forward(x + torch.randn_like(x))
+
+    with pytest.raises(ValueError, match="or on chance"):
+        per_sample_moments(Noisy(4, 2), torch.randn(6, 4), quadratic)
+
+
+def test_embedding_with_max_norm_is_refused_and_not_rewritten():
+    model = nn.Sequential(nn.Embedding(5, 3, max_norm=0.1), nn.Flatten())
+    before = model[0].weight.detach().clone()
+    with pytest.raises(ValueError, match=r"module '0' \(Embedding\): max_norm"):
+        per_sample_moments(model, torch.randint(5, (4, 2)), quadratic)
+    assert torch.equal(model[0].weight, before)
+
+
+def test_a_parameter_without_any_road_is_named_with_the_remedy():
+    class OnlyBatches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.ParameterDict({"w": torch.ones(4)})
+
+        def forward(self, x):
+            if len(x) < 2 and torch.is_grad_enabled() and not getattr(self, "probed", True):
+                raise RuntimeError("needs two")
+            self.probed = False
+            return x * self.inner["w"]
+
+    with pytest.raises(RuntimeError, match=r"module inner: needs two; freeze its parameters"):
+        per_sample_moments(OnlyBatches().train(), torch.randn(1, 4), quadratic)
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (lambda o, b: o.square().mean(), r"shape \(\) for a batch of 6"),
+        (lambda o, b: o.square().sum(1)[:3], r"shape \(3,\) for a batch of 6"),
+        (lambda o, b: o[:, :, None], r"shape \(6, 3, 1\) for a batch of 6"),
+        (lambda o, b: 3.0, "objective gave float"),
+        (lambda o, b: o.detach().sum(1), "does not depend on any parameter"),
+    ],
+)
+def test_a_wrong_objective_is_one_clear_error(objective, message):
+    case = make("mlp")
+    with pytest.raises(ValueError, match=message):
+        per_sample_moments(case.model, case.batch, objective)
+
+
+def test_nothing_to_measure_is_one_clear_error():
+    case = make("mlp")
+    with pytest.raises(ValueError, match="gave no sample"):
+        mean_moments(case.model, [], quadratic)
+    with pytest.raises(ValueError, match="moment is 'cube'"):
+        per_sample_moments(case.model, case.batch, quadratic, "cube")
+    with pytest.raises(ValueError, match="no parameter of the model requires a gradient"):
+        per_sample_moments(case.model.requires_grad_(False), case.batch, quadratic)
+
+
+def test_values_that_are_not_finite_are_an_error_that_names_the_sample():
+    case = make("mlp")
+    case.batch[2, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match="for sample 2"):
+        per_sample_moments(case.model, case.batch, quadratic)
+
+
+def test_an_input_overwritten_in_place_is_an_error_not_a_wrong_number():
+    class Overwrites(nn.Linear):
+        def forward(self, x):
+            x = x * 1
+            y = super().forward(x)
+            x.zero_()
+            return y + x
+
+    with pytest.raises(RuntimeError, match="overwritten in place"):
+        per_sample_moments(Overwrites(4, 4), flat(4).float(), quadratic)
