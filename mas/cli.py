@@ -127,9 +127,6 @@ def main() -> None:
 @contextmanager
 def _user_errors() -> Iterator[None]:
     """Show a user's mistake as plain lines, with exit code 2."""
-    import warnings
-
-    warnings.filterwarnings("ignore", module="qpsolvers")  # Avalanche's optional solvers
     from mas.experiments.errors import UserError
 
     try:

@@ -4,3 +4,8 @@ Read in the order of the data flow: `config` validates a file into typed models,
 to independent runs, `cell` trains one, `store` keeps it, `summary` derives scores, `report` draws.
 `run` ties them together.
 """
+
+import warnings
+
+# Avalanche imports a solver package that warns, in every process, of solvers nothing here uses.
+warnings.filterwarnings("ignore", message="no QP solver found", module="qpsolvers")

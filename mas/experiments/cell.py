@@ -5,18 +5,14 @@ import warnings
 from typing import Any
 
 import torch
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from torch import Tensor, nn
 
+from mas.benchmarks import STREAMS
 from mas.experiments.cells import Cell, stream_seed
 from mas.experiments.errors import DivergedError, UserError
 from mas.experiments.models import build_model
 from mas.measuring import measuring
-
-with warnings.catch_warnings():  # Avalanche's imports warn of solvers that nothing here uses
-    warnings.simplefilter("ignore")
-    from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
-
-from mas.benchmarks import STREAMS
 from mas.strategies import STRATEGIES, ImportancePlugin, Joint
 
 _EVAL_BATCH = 512

@@ -1,7 +1,6 @@
 """The main job: cells that are not done yet are trained, then the report is made."""
 
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -47,8 +46,8 @@ def run_experiment(
     open_cells = [cell for cell in cells if store.finished(cell) is None]
     outcome = Outcome([], kept=len(cells) - len(open_cells))
     for cell, result in _train(open_cells, workers or default_workers()):
-        if isinstance(result, Exception):
-            outcome.failed.append(f"{cell.id}: {type(result).__name__}: {result}")
+        if isinstance(result, str):
+            outcome.failed.append(f"{cell.id}: {result}")
             announce(cell, {"status": "failed"})
             continue
         store.save(cell, result)
@@ -68,13 +67,13 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _train(cells: list[Cell], workers: int) -> Iterator[tuple[Cell, dict[str, Any] | Exception]]:
+def _train(cells: list[Cell], workers: int) -> Iterator[tuple[Cell, dict[str, Any] | str]]:
     if min(workers, len(cells)) <= 1:
         for cell in cells:
             yield cell, _attempt(cell)
         return
     # spawn: a fork of a process that has used torch's threads can hang
-    with ProcessPoolExecutor(min(workers, len(cells)), get_context("spawn"), _quiet) as pool:
+    with ProcessPoolExecutor(min(workers, len(cells)), get_context("spawn")) as pool:
         futures = {pool.submit(_attempt, cell): cell for cell in cells}
         try:
             for future in as_completed(futures):
@@ -88,17 +87,11 @@ def _train(cells: list[Cell], workers: int) -> Iterator[tuple[Cell, dict[str, An
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _attempt(cell: Cell) -> dict[str, Any] | Exception:
-    """Run a cell; an error in one must not stop the others."""
+def _attempt(cell: Cell) -> dict[str, Any] | str:
+    """Run a cell; say in words what broke, so that one cell does not stop the others."""
     try:
         return run_cell(cell)
-    except Exception as error:  # noqa: BLE001 - reported with the cell's name, and counted as failed
-        return (
-            type(error)(str(error))
-            if isinstance(error, UserError)
-            else RuntimeError(f"{type(error).__name__}: {error}")
-        )
-
-
-def _quiet() -> None:
-    warnings.simplefilter("ignore")
+    except UserError as error:
+        return str(error)
+    except Exception as error:  # noqa: BLE001 - shown with the cell's name, and the run exits with 1
+        return f"{type(error).__name__}: {error}"

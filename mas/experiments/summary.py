@@ -88,7 +88,7 @@ def _finished(records: Sequence[Record]) -> list[Record]:
 
 
 def _paired(scores: pd.DataFrame, label: str, own: pd.DataFrame) -> list[tuple[str, pd.Series]]:
-    if label == BASELINE or BASELINE not in scores.index.get_level_values("label"):
+    if label == BASELINE or not len(own) or BASELINE not in scores.index.get_level_values("label"):
         return []
     base = scores.loc[BASELINE]
     both = own.index.intersection(base.index)

@@ -1,0 +1,230 @@
+"""A right config becomes a typed one; a wrong one gets a line for each mistake."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from mas.experiments.cells import expand, stream_seed
+from mas.experiments.config import STRATEGY_MODELS, load_config, resolved
+from mas.experiments.errors import UserError
+from mas.experiments.source import Source
+from mas.strategies import STRATEGIES, EWCPlugin, MASPlugin
+
+GOOD = """\
+experiment: forgetting
+benchmark: {stream: split, dataset: digits, experiences: 5, scenario: domain}
+model: {name: mlp, hidden: [8]}
+training: {epochs: 1, batch_size: 32, optimizer: adam, lr: 0.001}
+strategies:
+  - {name: naive}
+  - {name: mas, lam: 1.0}
+  - {name: ewc, label: ewc-strong, lam: 10000.0}
+seeds: 2
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def to_file(text):
+        path = tmp_path / "c.yaml"
+        path.write_text(text)
+        return path
+
+    return to_file
+
+
+def complaints(path, *changes):
+    with pytest.raises(UserError) as error:
+        load_config(path, changes)
+    return [line.replace(f"{path}", "c.yaml") for line in error.value.lines]
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("configs/*.yaml")), ids=lambda p: p.name)
+def test_every_config_of_the_project_is_valid(path):
+    assert expand(load_config(path))
+
+
+def test_cells_are_strategies_times_seeds(write):
+    cells = expand(load_config(write(GOOD)))
+    assert [cell.id for cell in cells] == [
+        *("naive-seed0", "mas-seed0", "ewc-strong-seed0"),
+        *("naive-seed1", "mas-seed1", "ewc-strong-seed1"),
+    ]
+    assert cells[2].settings["strategy"] == {
+        **{"name": "ewc", "lam": 10000.0, "labels": "exact", "mode": "separate"},
+        **{"decay": 1.0, "max_samples": None},
+    }
+
+
+def test_seeds_are_a_number_or_a_list(write):
+    assert load_config(write(GOOD)).seed_list() == [0, 1]
+    assert load_config(write(GOOD), ["seeds=[7, 3]"]).seed_list() == [7, 3]
+
+
+def test_resolved_config_reads_back_the_same(write, tmp_path):
+    import yaml
+
+    config = load_config(write(GOOD))
+    again = tmp_path / "again.yaml"
+    again.write_text(yaml.safe_dump(resolved(config)))
+    assert resolved(load_config(again)) == resolved(config)
+
+
+def test_defaults_are_written_out(write):
+    data = resolved(
+        load_config(write("experiment: forgetting\nbenchmark: {stream: split}\nstrategies: [{name: naive}]\n"))
+    )
+    assert data["training"]["reset_optimizer"] is True
+    assert data["model"] == {"name": "mlp", "hidden": [256, 256], "activation": "relu"}
+    assert data["seeds"] == 5
+
+
+@pytest.mark.parametrize(("name", "plugin"), [("mas", MASPlugin), ("ewc", EWCPlugin)])
+def test_a_strategys_yaml_keys_are_its_arguments(name, plugin):
+    assert set(STRATEGY_MODELS[name].model_fields) == {"name", "label", *inspect.signature(plugin).parameters}
+    assert set(STRATEGY_MODELS) == set(STRATEGIES)
+
+
+def test_set_changes_values_anywhere(write):
+    config = load_config(write(GOOD), ["training.epochs=3", "strategies.1.lam=5", "benchmark.scenario=task"])
+    assert (config.training.epochs, config.strategies[1].lam, config.benchmark.scenario) == (3, 5.0, "task")
+    short = "experiment: forgetting\nbenchmark: {}\nstrategies: [{name: naive}]\n"
+    assert load_config(write(short), ["training.lr=0.5"]).training.lr == 0.5
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "epochs: 1",
+            "epoch: 1",
+            "c.yaml:4: training.epoch: unknown key, did you mean 'epochs'?; allowed: epochs, batch_size",
+        ),
+        ("seeds: 2", "seed: 2", "c.yaml:9: seed: unknown key, did you mean 'seeds'?; allowed: experiment, benchmark"),
+        (
+            "lam: 1.0",
+            "lamda: 1.0",
+            "c.yaml:7: strategies[1].lamda: unknown key, did you mean 'lam'?; allowed: label, name, lam",
+        ),
+        ("{name: naive}", "{name: naive, lam: 1}", "c.yaml:6: strategies[0].lam: unknown key; allowed: label, name"),
+        (
+            "name: mas",
+            "name: mass",
+            "c.yaml:7: strategies[1].name: found 'mass', did you mean 'mas'?; allowed: naive, joint, mas, ewc",
+        ),
+        ("{name: naive}", "{lam: 1}", "c.yaml:6: strategies[0].name: missing; allowed: naive, joint, mas, ewc"),
+        ("{name: naive}", "naive", "c.yaml:6: strategies[0]: found 'naive'; allowed:"),
+        ("name: mlp", "name: mpl", "c.yaml:3: model.name: found 'mpl', did you mean 'mlp'?; allowed: mlp"),
+        (
+            "stream: split",
+            "stream: spilt",
+            "c.yaml:2: benchmark.stream: found 'spilt', did you mean 'split'?; allowed: split",
+        ),
+        (
+            "dataset: digits",
+            "dataset: digit",
+            "c.yaml:2: benchmark.dataset: found 'digit', did you mean 'digits'?; allowed: digits",
+        ),
+        (
+            "scenario: domain",
+            "scenario: domian",
+            "c.yaml:2: benchmark.scenario: found 'domian', did you mean 'domain'?; allowed: task, domain, class",
+        ),
+        ("lam: 1.0", "lam: -1.0", "c.yaml:7: strategies[1].lam: found -1.0; allowed: greater than or equal to 0"),
+        ("lam: 1.0", "lam: strong", "c.yaml:7: strategies[1].lam: found 'strong'; allowed: a valid number"),
+        ("lam: 1.0", "lam: .nan", "c.yaml:7: strategies[1].lam: found nan; allowed: "),
+        ("lam: 1.0", "lam: .inf", "c.yaml:7: strategies[1].lam: found inf; allowed: a finite number"),
+        ("lr: 0.001", "lr: 0", "c.yaml:4: training.lr: found 0; allowed: greater than 0"),
+        ("epochs: 1", "epochs: 1.5", "c.yaml:4: training.epochs: found 1.5; allowed: a valid integer"),
+        ("adam", "adamw", "c.yaml:4: training.optimizer: found 'adamw', did you mean 'adam'?; allowed: adam, sgd"),
+        ("hidden: [8]", "hidden: [0]", "c.yaml:3: model.hidden[0]: found 0; allowed: greater than 0"),
+        (
+            "experiences: 5",
+            "experiences: 11",
+            "c.yaml:2: benchmark: experiences is 11; digits has 10 classes, so give 1 to 10",
+        ),
+        ("experiences: 5", "experiences: 0", "c.yaml:2: benchmark.experiences: found 0; allowed: greater than 0"),
+        ("label: ewc-strong", "label: mas", "c.yaml:8: strategies[2]: found a second 'mas'; add a label"),
+        ("label: ewc-strong", "label: a/b", "c.yaml:8: strategies[2].label: found 'a/b'; allowed:"),
+        ("seeds: 2", "seeds: [1, 1]", "c.yaml:9: seeds: found [1, 1]; allowed:"),
+        ("seeds: 2", "seeds: 0", "c.yaml:9: seeds: found 0; allowed: greater than 0"),
+        ("seeds: 2", "seeds: [-1]", "c.yaml:9: seeds: found [-1]; allowed:"),
+        ("seeds: 2", "seeds: []", "c.yaml:9: seeds: found []; allowed:"),
+        (
+            "experiment: forgetting",
+            "experiment: forget",
+            "c.yaml:1: experiment: found 'forget', did you mean 'forgetting'?",
+        ),
+        ("experiment: forgetting\n", "", "c.yaml:1: experiment: missing"),
+        ("seeds: 2", "seeds: 2\nseeds: 3", "c.yaml:10: seeds stands twice, first in line 9"),
+        (
+            "seeds: 2",
+            "seeds: !!python/object:os.system 2",
+            "c.yaml:9: not plain YAML: could not determine a constructor for the tag",
+        ),
+        ("seeds: 2", "seeds: [2", "c.yaml:10: not plain YAML"),
+    ],
+)
+def test_every_mistake_gets_one_clear_line(write, old, new, expected):
+    assert GOOD.count(old) == 1 or old in ("name: mas", "{name: naive}")
+    found = complaints(write(GOOD.replace(old, new, 1)))
+    assert len(found) == 1
+    assert found[0].startswith(expected)
+
+
+def test_several_mistakes_get_a_line_each(write):
+    text = GOOD.replace("epochs: 1", "epochs: 0").replace("lam: 1.0", "lam: -1").replace("seeds", "sedes")
+    assert [line.split(" ")[0] for line in complaints(write(text))] == ["c.yaml:4:", "c.yaml:7:", "c.yaml:9:"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("", "an empty file"), ("# nothing\n", "an empty file"), ("- a\n", "a list"), ("hello", "a str")],
+)
+def test_a_file_that_is_no_map(write, text, found):
+    (line,) = complaints(write(text))
+    assert line.startswith(f"c.yaml:1: found {found}; expected a map")
+
+
+def test_files_that_are_not_there_or_unreadable(tmp_path, write):
+    write(GOOD)
+    with pytest.raises(UserError, match=r"d.yaml: no such file, did you mean 'c.yaml'"):
+        load_config(tmp_path / "d.yaml")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_config(tmp_path)
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_config(tmp_path / "b.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("training.epochs", "--set training.epochs: expected key=value"),
+        ("=3", "--set =3: expected key=value"),
+        ("training.epochs=0", "--set training.epochs=0: training.epochs: found 0; allowed: greater than 0"),
+        ("training.epoch=1", "--set training.epoch=1: training.epoch: unknown key, did you mean 'epochs'?"),
+        ("strategies.9.lam=1", "--set strategies.9.lam=1: there is no 9 in a list of 3"),
+        ("seeds.a=1", "--set seeds.a=1: there is no a in 2, which holds no keys"),
+        ("seeds=[1", "--set seeds=[1: '[1' is not plain YAML"),
+        ("strategies=", "--set strategies=: strategies: found None; allowed: a valid list"),
+    ],
+)
+def test_wrong_changes_get_one_clear_line(write, change, expected):
+    (line,) = complaints(write(GOOD), change)
+    assert line.startswith(expected)
+
+
+def test_where_falls_back_to_the_map_that_lacks_a_key(write):
+    source = Source(write(GOOD))
+    assert source.where(("strategies", 1, "label")).endswith("c.yaml:7: strategies[1].label")
+    assert source.where(()).endswith("c.yaml:1")
+
+
+def test_streams_of_one_seed_and_of_different_seeds_differ():
+    names = ["initialisation", "stream", "shuffling", "noise", "importance"]
+    seeds = {stream_seed(seed, name, step) for seed in range(3) for name in names for step in range(3)}
+    assert len(seeds) == 45
+    assert stream_seed(0, "shuffling", 1, 12) != stream_seed(0, "shuffling", 11, 2)
+    assert stream_seed(0, "initialisation") == 1952974914541233639

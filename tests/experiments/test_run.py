@@ -1,0 +1,512 @@
+"""Whole runs in small: laws 9 to 11, resuming, what is written, and that nothing half-written stays."""
+
+import csv
+import json
+import re
+import statistics
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from avalanche.training.plugins import SupervisedPlugin
+from scipy import stats
+from torch import nn
+
+import mas.experiments.models
+from mas.benchmarks import split
+from mas.experiments import cell as cell_module
+from mas.experiments.cell import build_strategy, run_cell
+from mas.experiments.cells import expand, stream_seed
+from mas.experiments.config import load_config, resolved
+from mas.experiments.errors import UserError
+from mas.experiments.models import MultiHead, build_model
+from mas.experiments.report import draw_figures, table_rows, write_report
+from mas.experiments.run import default_workers, read_records, run_experiment
+from mas.experiments.store import Store
+from mas.experiments.summary import mean_and_interval, results_table, summary_table
+
+TEXT = """\
+experiment: forgetting
+benchmark: {stream: split, dataset: digits, experiences: 2, scenario: domain, class_order: random}
+model: {name: mlp, hidden: [8]}
+training: {epochs: 1, batch_size: 64}
+strategies:
+  - {name: naive}
+  - {name: joint}
+  - {name: mas, lam: 1.0}
+  - {name: ewc, lam: 100.0, labels: sampled, max_samples: 20}
+seeds: 2
+"""
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "small.yaml"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(config_file):
+    return load_config(config_file)
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """A finished run, made once by this process."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    outcome = run_experiment(config, folder, workers=1)
+    write_report(Store(folder), resolved(config), outcome.records)
+    return folder, outcome
+
+
+def without_time(record):
+    return {key: value for key, value in record.items() if key != "seconds"}
+
+
+# Law 10: paired seeds.
+
+
+class Trace(SupervisedPlugin):
+    """Write down the initial weights and every training batch; draw from the global stream in between."""
+
+    def __init__(self, greedy):
+        super().__init__()
+        self.greedy, self.batches, self.noise = greedy, [], []
+
+    def before_training_iteration(self, strategy, **kwargs):
+        self.batches.append(strategy.mb_x.clone())
+        self.noise.append(torch.rand(1).item())
+        if self.greedy:
+            torch.rand(3)
+
+    def after_training_exp(self, strategy, **kwargs):
+        if self.greedy:
+            torch.rand(5)
+
+
+def traced(cell, greedy=False):
+    settings = cell.settings["benchmark"]
+    benchmark = split(**{k: v for k, v in settings.items() if k != "stream"}, seed=stream_seed(cell.seed, "stream"))
+    strategy = build_strategy(cell, benchmark)
+    start = [p.detach().clone() for p in strategy.model.parameters()]
+    trace = Trace(greedy)
+    strategy.plugins.append(trace)
+    if cell.settings["strategy"]["name"] == "joint":
+        return start, [], []
+    for experience in benchmark.train_stream:
+        strategy.train(experience)
+    return start, trace.batches, trace.noise
+
+
+def test_law_10_every_strategy_sees_the_same_weights_stream_and_batch_order(config):
+    first = traced(expand(config)[0])
+    assert len(first[1]) > 20
+    for i, cell in enumerate(c for c in expand(config) if c.seed == 0):
+        torch.manual_seed(100 + i)  # whatever the global stream stands at
+        start, batches, _ = traced(cell, greedy=True)
+        assert all(torch.equal(a, b) for a, b in zip(start, first[0], strict=True))
+        if cell.settings["strategy"]["name"] != "joint":
+            assert all(torch.equal(a, b) for a, b in zip(batches, first[1], strict=True))
+
+
+def test_law_10_training_noise_does_not_depend_on_how_the_order_was_drawn(config):
+    naive, mas_cell = expand(config)[0], expand(config)[2]
+    assert traced(naive)[2] == traced(mas_cell)[2]
+
+
+def test_law_10_other_seeds_see_other_weights_streams_and_orders(config):
+    (a_start, a_batches, _), (b_start, b_batches, _) = (
+        traced(cell) for cell in expand(config) if cell.label == "naive"
+    )
+    assert not torch.equal(a_start[0], b_start[0])
+    assert not torch.equal(a_batches[0], b_batches[0])
+
+
+def test_law_10_the_global_stream_does_not_matter(config, finished):
+    cell = expand(config)[3]
+    torch.manual_seed(12345)
+    np.random.seed(5)  # the global stream is what this is about
+    record = Store(finished[0]).finished(cell)
+    assert without_time(run_cell(cell)).items() <= record.items()
+
+
+def test_a_run_leaves_the_thread_count_as_it_was(config):
+    torch.set_num_threads(2)
+    run_cell(expand(config)[0])
+    assert torch.get_num_threads() == 2
+
+
+# Law 9: workers cannot matter.
+
+
+@pytest.mark.slow
+def test_law_9_one_worker_or_two(config, finished, tmp_path):
+    other = run_experiment(config, tmp_path / "two", workers=2)
+    assert [without_time(r) for r in other.records] == [without_time(r) for r in finished[1].records]
+
+
+# Law 8 at the size of a cell, and running again.
+
+
+def test_a_second_run_redoes_nothing(config, finished, monkeypatch):
+    folder, before = finished
+    monkeypatch.setattr("mas.experiments.run.run_cell", lambda cell: pytest.fail("ran again"))
+    again = run_experiment(config, folder, workers=1)
+    assert again.kept == 8
+    assert again.records == before.records
+
+
+def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(config, finished, tmp_path, monkeypatch):
+    folder, real, count = tmp_path / "killed", run_cell, 0
+
+    def killed_at_the_fourth(cell):
+        nonlocal count
+        count += 1
+        if count == 4:
+            raise KeyboardInterrupt
+        return real(cell)
+
+    monkeypatch.setattr("mas.experiments.run.run_cell", killed_at_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(config, folder, workers=1)
+    assert len(list((folder / "cells").iterdir())) == 3
+    monkeypatch.setattr("mas.experiments.run.run_cell", real)
+    outcome = run_experiment(config, folder, workers=1)
+    assert outcome.kept == 3
+    assert [without_time(r) for r in outcome.records] == [without_time(r) for r in finished[1].records]
+
+
+def test_more_seeds_or_strategies_keep_what_is_there(config_file, finished, tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr("mas.experiments.run.run_cell", lambda cell: ran.append(cell.id) or fake(cell))
+    folder = tmp_path / "copy"
+    for path in finished[0].rglob("*.*"):
+        target = folder / path.relative_to(finished[0])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    outcome = run_experiment(load_config(config_file, ["seeds=3"]), folder, workers=1)
+    assert outcome.kept == 8
+    assert ran == ["naive-seed2", "joint-seed2", "mas-seed2", "ewc-seed2"]
+
+
+def fake(cell, accuracy=0.5, status="finished"):
+    row = [accuracy] * 2
+    return {"status": status, "reason": None, "untrained": row, "accuracy": [row, row], "seconds": 0.0}
+
+
+def test_an_error_in_one_cell_does_not_stop_the_others(config, tmp_path, monkeypatch):
+    def breaks(cell):
+        if cell.id == "mas-seed1":
+            raise ZeroDivisionError("oh")
+        return fake(cell)
+
+    monkeypatch.setattr("mas.experiments.run.run_cell", breaks)
+    outcome = run_experiment(config, tmp_path / "r", workers=1)
+    assert outcome.failed == ["mas-seed1: ZeroDivisionError: oh"]
+    assert len(outcome.records) == 7
+    assert not (tmp_path / "r" / "cells" / "mas-seed1.json").exists()
+
+
+# The output folder.
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("training.epochs=2", "training.epochs is 1 there and 2 here"),
+        ("strategies.2.lam=3", "strategy.lam is 1.0 there and 3.0 here"),
+        ("benchmark.scenario=class", "benchmark.scenario is domain there and class here"),
+    ],
+)
+def test_a_folder_with_other_results_is_refused_and_left_alone(config_file, finished, change, message):
+    folder = finished[0]
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match=message):
+        run_experiment(load_config(config_file, [change]), folder, workers=1)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_a_folder_with_other_files_is_refused_and_left_alone(config, tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match=r"holds other files and no config.yaml"):
+        run_experiment(config, tmp_path, workers=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(UserError, match="is a file"):
+        run_experiment(config, tmp_path / "thesis.tex", workers=1)
+
+
+def test_a_damaged_cell_is_said(config, finished, tmp_path):
+    folder = tmp_path / "damaged"
+    Store(folder).write("config.yaml", "x: 1")
+    for content in ('{"label": "nai', "{}", "[]"):
+        Store(folder).write("cells/naive-seed0.json", content)
+        with pytest.raises(UserError, match=r"naive-seed0.json: is damaged .* delete it and run again"):
+            run_experiment(config, folder, workers=1)
+
+
+def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    store.write("a.txt", "old")
+
+    def full(*_):
+        raise OSError("disk is full")
+
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    with pytest.raises(OSError, match="full"):
+        store.write("a.txt", "new")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.txt", "old")]
+
+
+# Law 11: a blow-up is said.
+
+
+@pytest.mark.parametrize("strategy", ["naive", "mas", "ewc", "joint"])
+def test_law_11_a_blow_up_ends_the_cell_as_diverged(config_file, strategy):
+    config = load_config(
+        config_file, [f"strategies=[{{name: {strategy}}}]", "training.lr=1e30", "training.optimizer=sgd"]
+    )
+    result = run_cell(expand(config)[0])
+    assert result["status"] == "diverged"
+    assert re.search(
+        r"loss is (nan|inf) in experience 0, epoch 0, iteration \d|weights of .* not finite", result["reason"]
+    )
+
+
+class ReturnsNaN(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Linear(64, 4)
+
+    def forward(self, x):
+        return self.features(x.flatten(1)) * torch.nan
+
+
+def test_law_11_a_model_that_returns_nan_is_diverged_before_it_is_scored(config_file, monkeypatch):
+    def broken(shape):
+        return ReturnsNaN(), 4
+
+    monkeypatch.setitem(mas.experiments.models.MODELS, "mlp", lambda shape, **options: broken(shape))
+    result = run_cell(expand(load_config(config_file))[0])
+    assert result["status"] == "diverged"
+    assert result["reason"] == "the network's output is not finite in evaluation"
+    assert result["untrained"] is None
+
+
+def records(accuracies, label="naive", diverged=()):
+    settings = {"strategy": {"name": label.split("-")[0]}}
+    made = []
+    for seed, accuracy in enumerate(accuracies):
+        r = [[accuracy, 0.25], [accuracy / 2, 0.75]]
+        common = {"label": label, "seed": seed, "settings": settings, "untrained": [0.5, 0.5], "seconds": 1.0}
+        status = "diverged" if seed in diverged else "finished"
+        made.append({**common, "accuracy": r, "status": status, "reason": "loss is nan" if seed in diverged else None})
+    return made
+
+
+def test_law_11_diverged_cells_enter_no_mean_and_are_shown():
+    summary = summary_table(records([0.5, 0.7, 0.9], diverged={2}))
+    acc = summary[summary.score == "ACC"].iloc[0]
+    assert acc["mean"] == pytest.approx((0.25 + 0.75 + 0.35 + 0.75) / 4)
+    assert acc["n"] == 2
+    row = summary[summary.score == "diverged"].iloc[0]
+    assert (row["mean"], row["n"]) == (pytest.approx(1 / 3), 3)
+    assert table_rows(summary)[0][1]["diverged"] == "1 of 3"
+    assert results_table(records([0.5, 0.7, 0.9], diverged={2})).seed.unique().tolist() == [0, 1]
+
+
+def test_law_11_where_every_seed_diverged_there_is_no_number(tmp_path):
+    given = [*records([0.5, 0.6]), *records([0.5, 0.6], "mas", diverged={0, 1})]
+    summary = write_report(Store(tmp_path / "r"), {"x": 1}, given)
+    assert summary[summary.strategy == "mas"].score.tolist() == ["diverged"]
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert "2 of 2" in page
+    assert "mas, seed 1: loss is nan" in page
+    assert not (tmp_path / "r" / "figures" / "matrix_mas.png").exists()
+    everything = write_report(Store(tmp_path / "s"), {"x": 1}, records([0.5], diverged={0}))
+    assert everything.score.tolist() == ["diverged"]
+
+
+# Statistics and tables.
+
+
+def test_interval_is_students_t():
+    values = [0.5, 0.7, 0.9, 0.6]
+    half = stats.t.ppf(0.975, 3) * statistics.stdev(values) / 2
+    mean = statistics.mean(values)
+    assert mean_and_interval(values) == pytest.approx((mean, mean - half, mean + half, 4))
+    assert np.isnan(mean_and_interval([])[0])
+    assert mean_and_interval([np.nan, 0.5])[::3] == (0.5, 1)
+
+
+def test_differences_from_naive_are_paired_by_seed():
+    """Seeds differ by far more than strategies do; only a paired difference sees it."""
+    naive, better = records([0.2, 0.6, 1.0]), records([0.24, 0.62, 1.06], "mas")
+    summary = summary_table([*naive, *better[::-1]]).set_index(["strategy", "score"])
+    gain = summary.loc["mas", "ACC_over_naive"]
+    differences = [0.01, 0.005, 0.015]  # half of half of what the first column gains
+    assert tuple(gain[["mean", "ci_low", "ci_high", "n"]]) == pytest.approx(mean_and_interval(differences))
+    assert gain.ci_low < 0.01 < gain.ci_high
+    forgets = summary.loc["mas", "forgetting_below_naive"]
+    assert forgets["mean"] == pytest.approx(-statistics.mean([0.02, 0.01, 0.03]))
+    assert ("naive", "ACC_over_naive") not in summary.index
+
+
+def test_only_seeds_that_both_have_are_compared():
+    summary = summary_table([*records([0.2, 0.6, 1.0], diverged={0}), *records([0.4, 0.8, 1.0], "mas", diverged={2})])
+    gain = summary.set_index(["strategy", "score"]).loc["mas", "ACC_over_naive"]
+    assert gain["n"] == 1
+    assert gain["mean"] == pytest.approx((0.8 - 0.6) / 4)
+
+
+# What a run writes.
+
+
+def test_results_csv_has_a_row_per_accuracy(config, finished):
+    folder, outcome = finished
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["label", "strategy", "seed", "trained_on", "tested_on", "accuracy"]
+    # per seed: three strategies with 2 experiences and the untrained network, joint with one row less
+    assert len(rows) == 2 * (3 * 6 + 4)
+    for row in rows:
+        record = next(r for r in outcome.records if (r["label"], str(r["seed"])) == (row["label"], row["seed"]))
+        t, i = int(row["trained_on"]), int(row["tested_on"])
+        source = record["untrained"] if t == -1 else record["accuracy"][t]
+        assert float(row["accuracy"]) == source[i]
+        assert 0 <= float(row["accuracy"]) <= 1
+    assert {r["trained_on"] for r in rows if r["label"] == "joint"} == {"-1", "1"}
+
+
+def test_accuracies_are_those_of_a_plain_evaluation(config):
+    """Train by hand with the same streams, test with plain torch."""
+    cell = expand(config)[0]
+    options = {k: v for k, v in cell.settings["benchmark"].items() if k != "stream"}
+    benchmark = split(**options, seed=stream_seed(cell.seed, "stream"))
+    strategy = build_strategy(cell, benchmark)
+
+    def test():
+        strategy.model.eval()
+        found = []
+        for e in benchmark.test_stream:
+            x, y, _ = zip(*(e.dataset[i] for i in range(len(e.dataset))), strict=True)
+            found.append((strategy.model(torch.stack(x)).argmax(1) == torch.tensor(y)).float().mean().item())
+        return found
+
+    expected = [test()]
+    for experience in benchmark.train_stream:
+        strategy.train(experience, reset_optimizer_state=True)
+        expected.append(test())
+    result = run_cell(cell)
+    assert np.array([result["untrained"], *result["accuracy"]]) == pytest.approx(np.array(expected), abs=1e-6)
+
+
+def test_the_optimizer_is_reset_or_not_as_the_config_says(config_file):
+    accuracies = [
+        run_cell(expand(load_config(config_file, [f"training.reset_optimizer={x}"]))[0]) for x in ("true", "false")
+    ]
+    assert accuracies[0]["accuracy"][0] == accuracies[1]["accuracy"][0]
+    assert accuracies[0]["accuracy"][1] != accuracies[1]["accuracy"][1]
+
+
+def test_summary_csv(finished):
+    summary = pd.read_csv(finished[0] / "summary.csv")
+    assert list(summary) == ["strategy", "score", "mean", "ci_low", "ci_high", "n"]
+    assert list(summary.strategy.unique()) == ["naive", "joint", "mas", "ewc"]
+    joint = summary[summary.strategy == "joint"].set_index("score")
+    assert joint.loc["ACC", "n"] == 2
+    assert joint.loc["forgetting", "n"] == 0
+    assert np.isnan(joint.loc["forgetting", "mean"])
+
+
+def test_config_and_environment_are_kept(config, finished):
+    folder = finished[0]
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == resolved(config)
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert {"git_commit", "processor", "python"} <= environment.keys()
+
+
+def test_figures_and_a_page_that_needs_nothing_else(finished):
+    folder = finished[0]
+    assert sorted(p.name for p in (folder / "figures").iterdir()) == [
+        "accuracy_over_stream.png",
+        *(f"matrix_{name}.png" for name in ("ewc", "joint", "mas", "naive")),
+    ]
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 5
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "<script" not in page
+
+
+def test_the_report_is_made_anew_from_the_cells_alone(config, finished):
+    folder = finished[0]
+    names = [
+        "results.csv",
+        "summary.csv",
+        "report.html",
+        *(f"figures/{p.name}" for p in (folder / "figures").iterdir()),
+    ]
+    before = {name: (folder / name).read_bytes() for name in names}
+    for name in names:
+        (folder / name).unlink()
+    (folder / "figures" / "matrix_old.png").write_bytes(b"")
+    write_report(Store(folder), resolved(config), read_records(config, Store(folder)))
+    assert {name: (folder / name).read_bytes() for name in names} == before
+    assert not (folder / "figures" / "matrix_old.png").exists()
+
+
+def test_no_temporary_files_stay(finished):
+    assert not list(finished[0].rglob(".*"))
+
+
+def test_figures_of_one_seed_and_many_experiences():
+    size = 14
+    settings = {"strategy": {"name": "naive"}}
+    record = {"label": "naive", "seed": 0, "settings": settings, "status": "finished", "reason": None}
+    pictures = draw_figures([{**record, "untrained": [0.1] * size, "accuracy": np.eye(size).tolist()}])
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures.values())
+
+
+# Models.
+
+
+def test_initial_weights_come_from_the_seed_alone():
+    torch.manual_seed(0)
+    a = build_model("mlp", {"hidden": [5]}, (1, 8, 8), 2, 1, seed=3)
+    state = torch.get_rng_state()
+    b = build_model("mlp", {"hidden": [5]}, (1, 8, 8), 2, 1, seed=3)
+    c = build_model("mlp", {"hidden": [5]}, (1, 8, 8), 2, 1, seed=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+    assert not torch.equal(next(a.parameters()), next(c.parameters()))
+
+
+def test_multi_head_gives_each_sample_its_tasks_head():
+    model = MultiHead(nn.Linear(3, 4), 4, 2, 3)
+    x, tasks = torch.randn(5, 3), torch.tensor([2, 0, 2, 1, 0])
+    expected = torch.stack([model.heads[t](model.body(sample)) for sample, t in zip(x, tasks.tolist(), strict=True)])
+    assert torch.allclose(model(x, tasks), expected)
+    assert torch.allclose(model(x, 1), model.heads[1](model.body(x)))
+
+
+def test_task_scenario_trains_one_head_per_task(config_file):
+    config = load_config(config_file, ["benchmark.scenario=task", "benchmark.experiences=3"])
+    for cell in expand(config)[:4]:
+        result = run_cell(cell)
+        assert result["status"] == "finished"
+        assert np.array(result["accuracy"][-1]).shape == (3,)
+    strategy = build_strategy(expand(config)[0], split(experiences=3, scenario="task"))
+    assert [head.out_features for head in strategy.model.heads] == [4, 4, 4]
+
+
+def test_cuda_without_a_gpu_is_one_clear_error(config_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(cell_module.torch.cuda, "is_available", lambda: False)
+    outcome = run_experiment(load_config(config_file, ["training.device=cuda"]), tmp_path / "r", workers=1)
+    assert "torch sees no GPU here; set training.device=cpu" in outcome.failed[0]
+
+
+def test_default_workers_is_a_number():
+    assert default_workers() >= 1

@@ -1,0 +1,136 @@
+"""The command as a user types it: what it prints, its exit codes, no tracebacks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mas.benchmarks import DATASETS, STREAMS
+from mas.cli import app
+from mas.experiments.models import MODELS
+from mas.strategies import STRATEGIES
+
+TEXT = """\
+experiment: forgetting
+benchmark: {experiences: 2}
+model: {name: mlp, hidden: [4]}
+training: {epochs: 1, batch_size: 128}
+strategies: [{name: naive}, {name: mas, lam: 0.1}]
+seeds: 2
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("small.yaml").write_text(TEXT)
+    return tmp_path
+
+
+def mas(*arguments):
+    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
+
+
+def test_run_then_run_again(here):
+    first = mas("run", "small.yaml", "--workers", "1")
+    assert first.exit_code == 0
+    assert "1/4 naive-seed0: finished, " in first.output
+    assert "4/4 mas-seed1: finished, " in first.output
+    assert "report: runs/small/report.html" in first.output
+    assert "forgets less than naive" in first.output
+    assert (here / "runs/small/report.html").is_file()
+    again = mas("run", "small.yaml", "--workers", "1")
+    assert again.exit_code == 0
+    assert "4 of 4 cells are finished already in runs/small and are kept" in again.output
+    assert "seed0: finished" not in again.output
+    assert again.output.split("percent")[1] == first.output.split("percent")[1]
+
+
+def test_report_makes_it_anew(here):
+    mas("run", "small.yaml", "--workers", "1", "--output", "here")
+    before = (here / "here/report.html").read_bytes()
+    (here / "here/report.html").unlink()
+    done = mas("report", "here")
+    assert done.exit_code == 0
+    assert (here / "here/report.html").read_bytes() == before
+
+
+def test_check_prints_the_cells_and_runs_nothing(here):
+    done = mas("check", "small.yaml", "--set", "seeds=[3]", "--set", "strategies.1.lam=7")
+    assert done.exit_code == 0
+    assert done.output.splitlines() == [
+        "naive-seed3: name=naive",
+        "mas-seed3: name=mas, lam=7.0, norm=squared_l2, accumulate=sum, factor=0.5, max_samples=None",
+        "small.yaml is valid: 2 cells",
+    ]
+    assert not (here / "runs").exists()
+
+
+def test_list_explains_every_name(here):
+    done = mas("list")
+    assert done.exit_code == 0
+    for name in (*STRATEGIES, *DATASETS, *STREAMS, *MODELS):
+        (line,) = [text for text in done.output.splitlines() if text.startswith(f"  {name} ")]
+        assert len(line.split()) > 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "smal.yaml"), "error: smal.yaml: no such file, did you mean 'small.yaml'?"),
+        (
+            ("run", "small.yaml", "--set", "strategies.1.lam=-1"),
+            "error: --set strategies.1.lam=-1: strategies[1].lam: found -1",
+        ),
+        (("check", "small.yaml", "--set", "strategies.1.name=mass"), "found 'mass', did you mean 'mas'?"),
+        (("report", "nowhere"), "error: nowhere: holds no config.yaml"),
+        (("run", "small.yaml", "--output", "small.yaml"), "error: small.yaml: is a file"),
+        (("run", "small.yaml", "--output", "/proc/none"), "error: /proc/none: cannot be written"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(here, arguments, message):
+    done = mas(*arguments)
+    assert done.exit_code == 2
+    assert message in done.output
+    assert len(done.output.splitlines()) == 1
+    assert not (here / "runs").exists()
+
+
+def test_a_diverged_cell_is_shown_in_lines_and_table(here):
+    done = mas("run", "small.yaml", "--workers", "1", "--set", "training.lr=1e30", "--set", "training.optimizer=sgd")
+    assert done.exit_code == 0
+    assert "naive-seed0: diverged (" in done.output
+    assert "2 of 2" in done.output
+
+
+def test_a_failed_cell_is_said_with_exit_code_1(here, monkeypatch):
+    def broken(cell):
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr("mas.experiments.run.run_cell", broken)
+    done = mas("run", "small.yaml", "--workers", "1")
+    assert done.exit_code == 1
+    assert "error: mas-seed1: ZeroDivisionError: oh" in done.output
+    assert "Traceback" not in done.output
+
+
+def test_an_interrupt_says_how_to_go_on(here, monkeypatch):
+    def interrupted(cell):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mas.experiments.run.run_cell", interrupted)
+    done = mas("run", "small.yaml", "--workers", "1")
+    assert done.exit_code == 130
+    assert "run the same command again" in done.output
+
+
+@pytest.mark.slow
+def test_as_a_process_with_two_workers(here):
+    command = [sys.executable, "-m", "mas.cli", "run", "small.yaml", "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"})
+    assert done.returncode == 0
+    assert "4/4" in done.stdout
+    assert done.stderr == ""
