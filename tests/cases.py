@@ -28,6 +28,8 @@ def _squeeze_parameters(model: nn.Module) -> nn.Module:
     """Give buffers and affine parameters values that are not their trivial initial ones."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
     for p in model.parameters():

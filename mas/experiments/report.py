@@ -87,7 +87,7 @@ def _with_untrained(record: Record) -> np.ndarray:
 
 def _over_stream(records: Sequence[Record], labels: Sequence[str]) -> Figure:
     """Draw mean accuracy on the experiences seen so far, after each; band: 95 % over seeds."""
-    figure, axes = _blank(6.4, 4.0)
+    figure, axes = _blank(7.6, 4.0)
     for i, label in enumerate(labels):
         matrices = [as_matrix(r) for r in records if r["label"] == label]
         size = len(matrices[0])
@@ -98,11 +98,11 @@ def _over_stream(records: Sequence[Record], labels: Sequence[str]) -> Figure:
             axes.axhline(mean[-1], color=colour, linestyle="--", label=label)
             continue
         axes.plot(range(1, size + 1), mean, marker="o", color=colour, label=label)
-        axes.fill_between(range(1, size + 1), low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.set(xlabel="experiences trained", ylabel="accuracy on those seen so far, %", title="Accuracy over the stream")
+        axes.fill_between(range(1, size + 1), low, high.clip(max=100), color=colour, alpha=0.15, linewidth=0)
+    axes.set(xlabel="experiences trained", ylabel="accuracy on those seen so far, %", title="Accuracy over the stream, mean and 95 % interval over seeds")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

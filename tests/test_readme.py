@@ -1,0 +1,29 @@
+"""What the README says to type works."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=["plain", "avalanche"])
+def test_examples_run(example):
+    names: dict = {}
+    exec(compile(example, "README.md", "exec"), names)  # noqa: S102
+    importance = names["penalty"].importance if "penalty" in names else names["strategy"].plugins[1].penalty.importance
+    assert all(value.sum() > 0 for value in importance.values())
+
+
+def test_the_library_example_needs_no_avalanche():
+    assert "avalanche" not in EXAMPLES[0]
+
+
+def test_commands_and_files_that_it_names_are_there():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"make ([a-z]+) ", README)) <= targets | {"this"}
+    for path in re.findall(r"(?:configs|docs|mas|tests)/[\w./-]+\w", README):
+        assert (ROOT / path).exists(), path
