@@ -183,11 +183,7 @@ def _print_table(summary: "pd.DataFrame") -> None:
     from mas.experiments.report import HEADINGS, table_rows
 
     rows = table_rows(summary)
-    shown = [
-        score
-        for score in ("ACC", "forgetting", "ACC_over_naive", "forgetting_below_naive")
-        if any(score in cells for _, cells in rows)
-    ]
+    shown = [score for score in list(HEADINGS)[:4] if any(score in cells for _, cells in rows)]
     if any(cells["diverged"] for _, cells in rows):
         shown.append("diverged")
     table = Table(title="percent, mean [95 % interval over seeds]", title_justify="left")

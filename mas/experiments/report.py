@@ -18,15 +18,15 @@ from mas.experiments.errors import UserError
 from mas.experiments.store import Store
 from mas.experiments.summary import BASELINE, Record, as_matrix, mean_and_interval, results_table, summary_table
 
-# score -> heading, in the order of the table; the first four are percent of accuracy
+# score -> heading, in the order of the table; the first four are what a terminal has room for
 HEADINGS = {
     "ACC": "ACC",
     "forgetting": "forgetting",
+    "ACC_over_naive": f"ACC above {BASELINE}",
+    "forgetting_below_naive": f"forgets less than {BASELINE}",
     "BWT": "BWT",
     "FWT": "FWT",
     "learning": "learning acc.",
-    "ACC_over_naive": f"ACC above {BASELINE}",
-    "forgetting_below_naive": f"forgets less than {BASELINE}",
 }
 
 
@@ -99,7 +99,11 @@ def _over_stream(records: Sequence[Record], labels: Sequence[str]) -> Figure:
             continue
         axes.plot(range(1, size + 1), mean, marker="o", color=colour, label=label)
         axes.fill_between(range(1, size + 1), low, high.clip(max=100), color=colour, alpha=0.15, linewidth=0)
-    axes.set(xlabel="experiences trained", ylabel="accuracy on those seen so far, %", title="Accuracy over the stream, mean and 95 % interval over seeds")
+    axes.set(
+        xlabel="experiences trained",
+        ylabel="accuracy on those seen so far, %",
+        title="Accuracy over the stream, mean and 95 % interval over seeds",
+    )
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
