@@ -186,7 +186,7 @@ class _Recorder(TorchFunctionMode):
             for role in ("weight", "bias")
             if id(arguments.get(role)) in self.names
         }
-        if not names or not rule.applies(arguments):
+        if not names or not rule.applies(arguments) or _transformed(arguments["input"]):
             return func(*args, **(kwargs or {}))
         for role in names:  # an alias: the graph no longer leads to the parameter itself
             arguments[role] = arguments[role].detach().requires_grad_()
@@ -388,6 +388,11 @@ class _Forward(nn.Module):
 
     def forward(self, batch: Batch) -> Any:
         return self.run(self.model, batch)
+
+
+def _transformed(tensor: Tensor) -> bool:
+    """Tell whether a tensor lives inside a transform of the model's own, such as vmap: no place for aliases."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def _zeros(parameter: Tensor) -> Tensor:

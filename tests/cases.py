@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
 
 from mas.importance import fisher_importance, mas_importance
 from tests.oracles.moments import fisher_by_loop, mas_by_loop
@@ -123,6 +125,39 @@ class Branching(nn.Module):
         return self.out(torch.stack([self.weight * row if row.sum().item() > 0 else row for row in x]))
 
 
+class Sliced(nn.Module):
+    """A layer's weight used whole by the layer, and in part by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[:, :2] * F.linear(x, self.layer.weight[:2])
+
+
+class Checkpointed(nn.Module):
+    """Activations computed again in the backward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.out = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(checkpoint(lambda h: self.inner(h).tanh(), x, use_reentrant=False))
+
+
+class OwnVmap(nn.Module):
+    """A model that uses vmap itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.func.vmap(self.layer)(x)
+
+
 class Residual(nn.Module):
     """A ResNet block in small: in-place activations, additions, strides."""
 
@@ -201,6 +236,11 @@ CASES: dict[str, Callable[[], tuple[Any, ...]]] = {
     ),
     "lstm": lambda: (Recurrent(), flat(5, 3)),
     "branching": lambda: (Branching(), flat(3)),
+    "sliced_weight": lambda: (Sliced(), flat(4)),
+    "checkpoint": lambda: (Checkpointed(), flat(4)),
+    "own_vmap": lambda: (OwnVmap(), flat(4)),
+    "weight_norm": lambda: (nn.Sequential(weight_norm(nn.Linear(4, 5)), nn.Tanh(), nn.Linear(5, 3)), flat(4)),
+    "instance_norm": lambda: (ending(nn.Conv2d(2, 3, 3), nn.InstanceNorm2d(3, affine=True)), flat(2, 5, 5)),
     "residual": lambda: (Residual(), flat(2, 6, 6)),
     "dropout": lambda: (nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.5), nn.Linear(5, 3)), flat(4)),
     "two_tasks": lambda: (

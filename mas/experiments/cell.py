@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mas.benchmarks import STREAMS
 from mas.experiments.cells import Cell, stream_seed
-from mas.experiments.errors import DivergedError, UserError
+from mas.experiments.errors import DivergedError
 from mas.experiments.models import build_model
 from mas.measuring import measuring
 from mas.strategies import STRATEGIES, ImportancePlugin, Joint
@@ -61,8 +61,6 @@ def _train(cell: Cell) -> dict[str, Any]:
 def build_strategy(cell: Cell, benchmark: Any) -> Any:
     """Build an Avalanche strategy with the cell's model, optimizer and random streams."""
     training, options = cell.settings["training"], dict(cell.settings["strategy"])
-    if training["device"] == "cuda" and not torch.cuda.is_available():
-        raise UserError("training.device: found 'cuda', but torch sees no GPU here; set training.device=cpu")
     model = _model(cell, benchmark)
     strategy = STRATEGIES[options.pop("name")](
         model=model,

@@ -9,6 +9,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mas.experiments.cell import run_cell
 from mas.experiments.cells import Cell, expand
 from mas.experiments.config import Forgetting, resolved
@@ -39,8 +41,10 @@ def run_experiment(
         announce: called with each cell as it ends.
 
     Raises:
-        UserError: the folder holds other results or cannot be written.
+        UserError: the folder holds other results or cannot be written; there is no such device.
     """
+    if config.training.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("training.device: found 'cuda', but torch sees no GPU here; set training.device=cpu")
     cells, store = expand(config), Store(folder)
     store.claim(resolved(config), cells)
     open_cells = [cell for cell in cells if store.finished(cell) is None]

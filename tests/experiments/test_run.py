@@ -510,10 +510,11 @@ def test_task_scenario_trains_one_head_per_task(config_file):
     assert [head.out_features for head in strategy.model.heads] == [4, 4, 4]
 
 
-def test_cuda_without_a_gpu_is_one_clear_error(config_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(cell_module.torch.cuda, "is_available", lambda: False)
-    outcome = run_experiment(load_config(config_file, ["training.device=cuda"]), tmp_path / "r", workers=1)
-    assert "torch sees no GPU here; set training.device=cpu" in outcome.failed[0]
+def test_cuda_without_a_gpu_is_one_clear_error_and_writes_nothing(config_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"torch sees no GPU here; set training\.device=cpu"):
+        run_experiment(load_config(config_file, ["training.device=cuda"]), tmp_path / "r", workers=1)
+    assert not (tmp_path / "r").exists()
 
 
 def test_default_workers_is_a_number():
