@@ -190,10 +190,11 @@ def _print_table(summary: "pd.DataFrame") -> None:
     table.add_column("strategy")
     for score in shown:
         table.add_column(HEADINGS.get(score, score), justify="right")
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    gap = " [" if console.width >= 100 else "\n["  # a narrow terminal breaks between mean and interval
     for label, cells in rows:
-        table.add_row(label, *(cells.get(score, "–") for score in shown))
-    wide = None if sys.stdout.isatty() else 120
-    Console(width=wide).print(table)
+        table.add_row(label, *(cells.get(score, "–").replace(" [", gap) for score in shown))
+    console.print(table)
 
 
 if __name__ == "__main__":
