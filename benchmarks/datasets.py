@@ -27,6 +27,9 @@ def digits() -> Pair:
 def hold_out(dataset: TensorDataset, share: float) -> Pair:
     """Divide labelled data into (kept, held out), class by class, the same way each time."""
     labels = dataset.tensors[1]
+    least = len(labels.unique()) / len(labels)  # one of each class on both sides
+    if not least <= share <= 1 - least:
+        raise ValueError(f"validation is {share}; {len(labels)} images need {least:.3f} to {1 - least:.3f}")
     kept, held = train_test_split(range(len(labels)), test_size=share, stratify=labels.numpy(), random_state=0)
     return tuple(TensorDataset(*(tensor[part] for tensor in dataset.tensors)) for part in (kept, held))  # type: ignore[return-value]
 

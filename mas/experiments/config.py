@@ -65,7 +65,9 @@ class Forgetting(Options):
     model: _one_of(MODEL_MODELS, "name") = MODEL_MODELS["mlp"]()  # type: ignore[valid-type]
     training: Training = Training()
     strategies: Annotated[list[_one_of(STRATEGY_MODELS, "name")], Field(min_length=1)]  # type: ignore[valid-type]
-    seeds: Count | Annotated[list[int], Field(min_length=1), AfterValidator(_each_once)] = 5
+    seeds: (
+        Annotated[int, Field(gt=0, le=10_000)] | Annotated[list[int], Field(min_length=1), AfterValidator(_each_once)]
+    ) = 5
 
     def seed_list(self) -> list[int]:
         """Give the seeds: ``5`` means 0 to 4."""
@@ -88,6 +90,7 @@ def load_config(path: Path, changes: Sequence[str] = ()) -> Forgetting:
     except ValidationError as error:
         raise UserError(*_complaints(source, error)) from None
     _check_labels(config, source)
+    _check_momentum(config, source)
     _check_benchmark(config, source)
     return config
 
@@ -104,6 +107,12 @@ def _check_labels(config: Forgetting, source: Source) -> None:
             name = config.labels()[i]
             key = ("strategies", i)
             raise UserError(f"{source.where(key)}: found a second {name!r}; add a label of its own, such as {name}-2")
+
+
+def _check_momentum(config: Forgetting, source: Source) -> None:
+    if config.training.momentum and config.training.optimizer != "sgd":
+        where = source.where(("training", "momentum"))
+        raise UserError(f"{where}: found momentum with {config.training.optimizer}; allowed: only with optimizer: sgd")
 
 
 def _check_benchmark(config: Forgetting, source: Source) -> None:
@@ -130,11 +139,18 @@ _REGISTRIES: dict[str, tuple[dict[str, Any], dict[str, type[Options]], str]] = {
 
 def _complaints(source: Source, error: ValidationError) -> list[str]:
     """Give one line for each value that is wrong, also where pydantic tried several types."""
-    lines: dict[Key, list[str]] = {}
+    found: dict[Key, str] = {}
+    allowed: dict[Key, list[str]] = {}
     for item in error.errors():
         key = _key(item, source.data)
-        lines.setdefault(key, []).append(_complaint(key, item, source.data))
-    return [f"{source.where(key)}: {' or '.join(dict.fromkeys(found))}" for key, found in lines.items()]
+        found[key], may_be = _complaint(key, item, source.data)
+        allowed.setdefault(key, []).append(may_be)
+    inner = {outer for key in found for outer in (key[:n] for n in range(len(key)))}
+    return [
+        f"{source.where(key)}: {found[key]}; allowed: {' or '.join(dict.fromkeys(allowed[key]))}"
+        for key in found
+        if key not in inner  # what is wrong inside a value says more than that the value is wrong
+    ]
 
 
 def _key(item: Any, data: Any) -> Key:
@@ -152,23 +168,39 @@ def _key(item: Any, data: Any) -> Key:
     return tuple(key)
 
 
-def _complaint(key: Key, item: Any, data: Any) -> str:
-    kind, found = item["type"], item["input"]
+def _complaint(key: Key, item: Any, data: Any) -> tuple[str, str]:
+    """Say what was found, and what is allowed there."""
+    kind, value = item["type"], item["input"]
+    known = _known(key, item, data)
     if kind == "extra_forbidden":
-        known = _known_keys(key[:-1], data)
-        return f"unknown key{nearest(str(key[-1]), known)}; allowed: {', '.join(known)}"
-    if kind == "union_tag_not_found":
-        return f"missing; allowed: {', '.join(_REGISTRIES[str(key[0])][0])}"
-    if kind == "missing":
-        return "missing; every config has it"
-    if kind == "union_tag_invalid":
-        known, found = list(_REGISTRIES[str(key[0])][0]), item["ctx"]["tag"]
-        return f"found {found!r}{nearest(found, known)}; allowed: {', '.join(known)}"
+        return f"unknown key{nearest(str(key[-1]), known)}", ", ".join(known)
+    if kind in ("missing", "union_tag_not_found"):
+        return "missing", ", ".join(known) or "every config has it"
+    if kind == "invalid_key":
+        return f"found the key {value!r}", "keys that are text"
+    value = item.get("ctx", {}).get("tag", value)
+    if known:
+        return f"found {value!r}{nearest(str(value), known)}", ", ".join(known)
+    plain = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"found {value!r}", _SAID_PLAINLY.get(kind, plain)
+
+
+_SAID_PLAINLY = {
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "a map, such as {name: ...}"),
+    "string_pattern_mismatch": "letters, digits and _ . + - (it names files)",
+}
+
+
+def _known(key: Key, item: Any, data: Any) -> list[str]:
+    """Give the names that may stand where this error is, if they can be listed."""
+    kind = item["type"]
+    if kind == "extra_forbidden":
+        return _known_keys(key[:-1], data)
+    if kind.startswith("union_tag"):
+        return list(_REGISTRIES[str(key[0])][0])
     if kind == "literal_error":
-        known = [part.strip("' ") for part in item["ctx"]["expected"].replace(" or ", ",").split(",")]
-        return f"found {found!r}{nearest(str(found), known)}; allowed: {', '.join(known)}"
-    allowed = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"found {found!r}; allowed: {allowed}"
+        return [part.strip("' ") for part in item["ctx"]["expected"].replace(" or ", ",").split(",")]
+    return []
 
 
 def _known_keys(key: Key, data: Any) -> list[str]:

@@ -41,7 +41,7 @@ class MultiHead(MultiTaskModule):
 
 def mlp(
     shape: Sequence[int],
-    hidden: Sequence[Annotated[int, Gt(0)]] = (256, 256),
+    hidden: list[Annotated[int, Gt(0)]] = [256, 256],  # noqa: B006 - never changed
     activation: Activation = "relu",
 ) -> tuple[nn.Module, int]:
     """Fully connected network on the flattened input; ``hidden`` gives the units of each layer.

@@ -1,6 +1,7 @@
 """A YAML file as plain data that still knows which line each key came from."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ class Source:
         self.lines: dict[Key, int] = {}
         text = _read(path)
         try:
-            self.data: Any = yaml.safe_load(text)
+            self.data: Any = _load(text)
             self._note_lines(yaml.compose(text, Loader=yaml.SafeLoader), ())
+        except RecursionError:
+            raise UserError(f"{path}:1: holds an anchor that contains itself; write it out") from None
         except yaml.YAMLError as error:
             raise UserError(_not_plain(path, error)) from None
         if not isinstance(self.data, dict):
@@ -62,6 +65,23 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f", did you mean {near[0]!r}?" if near else ""
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain YAML, which also knows 1e-3 for a number, as YAML 1.2 and everybody else does."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _load(text: str) -> Any:
+    loader = _Loader(text)  # what yaml.safe_load does, with the loader above
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -74,7 +94,8 @@ def _read(path: Path) -> str:
 
 def _not_plain(path: Path, error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
-    found = getattr(error, "problem", None) or str(error).partition("\n")[0]
+    parts = [getattr(error, "context", None), getattr(error, "problem", None)]
+    found = ", ".join(part for part in parts if part) or str(error).partition("\n")[0]
     allowed = "maps, lists, text, numbers, true and false"
     return f"{path}:{mark.line + 1 if mark else 1}: not plain YAML: {found}; allowed are {allowed}"
 
@@ -86,7 +107,7 @@ def _apply(data: Any, change: str) -> Key:
     if not equals or "" in key:
         raise UserError(f"--set {change}: expected key=value, such as training.epochs=2 or strategies.0.lam=10")
     try:
-        value = yaml.safe_load(text)
+        value = _load(text)
     except yaml.YAMLError:
         raise UserError(f"--set {change}: {text!r} is not plain YAML") from None
     for part in key[:-1]:

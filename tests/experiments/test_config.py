@@ -135,6 +135,30 @@ def test_set_changes_values_anywhere(write):
         ("lam: 1.0", "lam: strong", "c.yaml:7: strategies[1].lam: found 'strong'; allowed: a valid number"),
         ("lam: 1.0", "lam: .nan", "c.yaml:7: strategies[1].lam: found nan; allowed: "),
         ("lam: 1.0", "lam: .inf", "c.yaml:7: strategies[1].lam: found inf; allowed: a finite number"),
+        ("lam: 1.0", "lam: true", "c.yaml:7: strategies[1].lam: found True; allowed: a valid number"),
+        ("epochs: 1", "epochs: '1'", "c.yaml:4: training.epochs: found '1'; allowed: a valid integer"),
+        (
+            "epochs: 1",
+            "epochs: 1, momentum: 0.9",
+            "c.yaml:4: training.momentum: found momentum with adam; allowed: only",
+        ),
+        ("model: {name: mlp, hidden: [8]}", "model: mlp", "c.yaml:3: model: found 'mlp'; allowed: a map"),
+        ("hidden: [8]", "hidden: 8", "c.yaml:3: model.hidden: found 8; allowed: a valid list"),
+        (
+            "experiences: 5",
+            "experiences: 5, validation: 0.001",
+            "c.yaml:2: benchmark: validation is 0.001; 1437 images need",
+        ),
+        (
+            "experiences: 5",
+            "experiences: 5, class_order: sorted",
+            "c.yaml:2: benchmark.class_order: found 'sorted'; allowed: fixed, random or a valid list",
+        ),
+        ("seeds: 2", "seeds: 99999999999", "c.yaml:9: seeds: found 99999999999; allowed: less than or equal to 10000"),
+        ("seeds: 2", "seeds: [1.5]", "c.yaml:9: seeds[0]: found 1.5; allowed: a valid integer"),
+        ("seeds: 2", "seeds: 2\n3: 4", "c.yaml:1: [3]: found the key 3; allowed: keys that are text"),
+        ("seeds: 2", "x: &a [*a]", "c.yaml:1: holds an anchor that contains itself"),
+        ("seeds: 2", "seeds: 2\n---\na: 1", "c.yaml:10: not plain YAML: expected a single document"),
         ("lr: 0.001", "lr: 0", "c.yaml:4: training.lr: found 0; allowed: greater than 0"),
         ("epochs: 1", "epochs: 1.5", "c.yaml:4: training.epochs: found 1.5; allowed: a valid integer"),
         ("adam", "adamw", "c.yaml:4: training.optimizer: found 'adamw', did you mean 'adam'?; allowed: adam, sgd"),
@@ -171,6 +195,11 @@ def test_every_mistake_gets_one_clear_line(write, old, new, expected):
     found = complaints(write(GOOD.replace(old, new, 1)))
     assert len(found) == 1
     assert found[0].startswith(expected)
+
+
+def test_1e_3_is_a_number(write):
+    assert load_config(write(GOOD.replace("0.001", "1e-3"))).training.lr == 0.001
+    assert load_config(write(GOOD), ["strategies.1.lam=1e4"]).strategies[1].lam == 1e4
 
 
 def test_several_mistakes_get_a_line_each(write):
