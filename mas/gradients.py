@@ -481,6 +481,10 @@ def _reachable(values: Tensor, names: dict[int, str]) -> set[str]:
         if node is None or node in seen:
             continue
         seen.add(node)
+        if node.name() == "CheckpointFunctionBackward":  # its parameters are not in the graph at all
+            raise ValueError(
+                "a reentrant checkpoint hides its parameters from autograd; call checkpoint with use_reentrant=False"
+            )
         variable = getattr(node, "variable", None)
         if variable is not None and id(variable) in names:
             found.add(names[id(variable)])

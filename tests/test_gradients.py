@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import mas.gradients
 from mas import mean_moments, per_sample_moments
@@ -238,6 +239,15 @@ def test_embedding_with_max_norm_is_refused_and_not_rewritten():
     with pytest.raises(ValueError, match=r"module '0' \(Embedding\): max_norm"):
         per_sample_moments(model, torch.randint(5, (4, 2)), quadratic)
     assert torch.equal(model[0].weight, before)
+
+
+def test_a_reentrant_checkpoint_is_refused_with_the_remedy():
+    class Reentrant(nn.Linear):
+        def forward(self, x):
+            return checkpoint(super().forward, x, use_reentrant=True)
+
+    with pytest.raises(ValueError, match="use_reentrant=False"):
+        per_sample_moments(Reentrant(4, 2), torch.randn(6, 4, requires_grad=True), quadratic)
 
 
 def test_a_parameter_without_any_road_is_named_with_the_remedy():
