@@ -1,43 +1,40 @@
 """The engine: sums over samples of |g| or g squared, g the gradient of an objective for one sample.
 
-How it works. While the model runs forward, a `TorchFunctionMode` sees every call of a layer
-function (`F.linear`, `F.conv2d`, ...) that takes a parameter of the model. For a function with a
-closed form (`mas.rules`) the parameter is replaced by a detached alias, and the input and the
-place of the output in the autograd graph are written down. One backward pass, which computes no
-weight gradients at all, then gives the gradient of every noted output, and the closed form turns
-(input, gradient) into the moment.
+How it works. The forward pass is recorded (`mas.recording`): every call of a layer function with
+parameters, its input, and the place of its output in the autograd graph. One backward pass, which
+computes no weight gradients at all, then gives the gradient of every noted output, and the
+function's closed form (`mas.rules`) turns (input, gradient) into the moment.
 
 A parameter that is still reachable in the graph was used in some other way as well. Such
 parameters take the slow road, all of their uses together: `vmap(grad)`, or, where that cannot be,
 one backward pass a sample. So a missing closed form costs time, never a wrong number.
 """
 
+import operator
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, grad, vmap
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from mas.measuring import measuring
-from mas.rules import RULES, Rule, refusal
+from mas.measuring import bare, measuring, named_parameters
+from mas.recording import Key, Layout, Recorder, Use, close, leaves, locate
 
 Batch = Any  # a tensor, or any nest of tuples, lists and dicts that holds tensors
 Forward = Callable[[nn.Module, Batch], Any]
 Objective = Callable[[Any, Batch], Tensor]
 Moment = Literal["abs", "square"]
+Reduction = Literal["sample", "batch"]
+Share = tuple[Use, str, Tensor]  # a use, "weight" or "bias", the gradient of its output
 
-_CACHE_BYTES = 8 * 2**20  # of per-sample gradients at once in closed forms: what stays in cache is quick
-_VMAP_BYTES = 64 * 2**20  # the same for vmap, whose every chunk costs a whole pass
-_REDUCE: dict[str, Callable[[Tensor], Tensor]] = {
-    "abs": lambda gradients: gradients.abs().sum(0),
-    "square": lambda gradients: gradients.square().sum(0),
-}
+_CACHE_BYTES = 2**20  # of per-sample gradients at once on a CPU: what stays in its cache is quick
+_DEVICE_BYTES = 256 * 2**20  # the same on an accelerator, where a few large operations are quick
+_VMAP_BYTES = 64 * 2**20  # at least this for vmap, whose every chunk costs a whole pass
 
 
 def per_sample_moments(
@@ -46,6 +43,7 @@ def per_sample_moments(
     objective: Objective,
     moment: Moment = "abs",
     forward: Forward | None = None,
+    max_bytes: int | None = None,
 ) -> dict[str, Tensor]:
     """Sum over the samples of a batch of |g| or g squared, exact per sample.
 
@@ -62,6 +60,9 @@ def per_sample_moments(
         moment: "abs" for Σ_n |g_n| (MAS), "square" for Σ_n g_n² (Fisher information).
         forward: ``forward(model, batch)`` gives the output; by default ``model(batch)``, or
             ``model(batch[0])`` for a tuple or list.
+        max_bytes: the most that per-sample gradients may take at a time, in bytes; a single
+            sample's are always made. By default 1 MiB on a CPU (what stays in its cache is
+            quick), 256 MiB on an accelerator, and 64 MiB where `vmap` is needed.
 
     Returns:
         For every parameter that requires a gradient: its name and a tensor of its shape, in its
@@ -70,7 +71,8 @@ def per_sample_moments(
 
     Raises:
         ValueError: no parameter requires a gradient; the objective has the wrong shape or does
-            not depend on the parameters; samples of the batch influence each other.
+            not depend on the parameters; samples of the batch influence each other; model and
+            batch are on different devices.
         FloatingPointError: the objective is not finite.
         RuntimeError: a parameter has no exact per-sample gradient by any road.
 
@@ -84,7 +86,7 @@ def per_sample_moments(
     {'weight': tensor([[21.]])}
     """
     with measuring(model):
-        engine = _Pass(model, objective, moment, forward)
+        engine = _Pass(model, objective, moment, forward, max_bytes)
         engine.add(batch)
         return engine.total
 
@@ -96,29 +98,31 @@ def mean_moments(
     moment: Moment = "abs",
     forward: Forward | None = None,
     max_samples: int | None = None,
+    max_bytes: int | None = None,
+    reduction: Reduction = "sample",
 ) -> dict[str, Tensor]:
     """Mean over the samples of many batches of |g| or g squared: `per_sample_moments`, averaged.
 
     Args:
-        model, objective, moment, forward: as for `per_sample_moments`.
+        model, objective, moment, forward, max_bytes: as for `per_sample_moments`.
         batches: any iterable of batches, such as a data loader; sizes may differ.
         max_samples: stop after this many samples, the first ones that ``batches`` gives.
+        reduction: "sample" is the mean over samples of moments per sample. "batch" is the mean
+            over batches of the moment of the batch-mean gradient: it depends on the batch size
+            and exists only to reproduce the numbers of other libraries.
 
     Raises:
         ValueError: ``batches`` gives no sample, or as `per_sample_moments`.
     """
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"max_samples is {max_samples}; give a number of at least 1, or None for all")
+    if reduction not in _PASSES:
+        raise ValueError(f"reduction is {reduction!r}; known are {', '.join(map(repr, _PASSES))}")
     with measuring(model):
-        engine = _Pass(model, objective, moment, forward)
+        engine = _PASSES[reduction](model, objective, moment, forward, max_bytes)
         for batch in _first_samples(batches, max_samples):
             engine.add(batch)
-    if engine.count == 0:
-        raise ValueError(
-            "batches gave no sample; give a data loader or a list of batches (an iterator can be used only once)"
-        )
-    torch._foreach_div_(list(engine.total.values()), float(engine.count))
-    return engine.total
+    return engine.mean()
 
 
 def batch_size(batch: Batch) -> int:
@@ -144,103 +148,77 @@ def run_forward(model: nn.Module, batch: Batch) -> Any:
     )
 
 
-@dataclass
-class _Use:
-    """One call of a layer function with parameters of the model."""
-
-    rule: Rule
-    names: dict[str, str]  # argument ("weight", "bias") -> name of the parameter
-    arguments: dict[str, Any]
-    edge: GradientEdge
-    version: int  # of the input: tells whether it was overwritten since
-    axis: int | None = None  # of the input, along which the samples lie
-
-    @property
-    def signature(self) -> tuple[Any, ...]:
-        return id(self.rule), tuple(self.names.items()), tuple(self.arguments["input"].shape)
-
-    def rows(self, gradient: Tensor, rows: slice) -> tuple[Tensor, dict[str, Any]]:
-        """Give the output gradient and the arguments for some samples, samples first."""
-        x = self.arguments["input"].detach().movedim(self.axis or 0, 0)[rows]
-        return gradient.movedim(self.axis or 0, 0)[rows], self.arguments | {"input": x}
-
-
-class _Recorder(TorchFunctionMode):
-    """Note every call of a function that has a rule with parameters of the model."""
-
-    def __init__(self, params: dict[str, nn.Parameter], model: nn.Module):
-        super().__init__()
-        self.names = {id(p): name for name, p in params.items()}
-        self.model = model
-        self.uses: list[_Use] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        rule = RULES.get(func)
-        if rule is None or not torch.is_grad_enabled():
-            return func(*args, **(kwargs or {}))
-        arguments = rule.bind(args, kwargs or {})
-        if reason := refusal(func, arguments):
-            raise ValueError(f"{self._owner(arguments)}: {reason}")
-        names = {
-            role: self.names[id(arguments.get(role))]
-            for role in ("weight", "bias")
-            if id(arguments.get(role)) in self.names
-        }
-        if not names or not rule.applies(arguments) or _transformed(arguments["input"]):
-            return func(*args, **(kwargs or {}))
-        for role in names:  # an alias: the graph no longer leads to the parameter itself
-            arguments[role] = arguments[role].detach().requires_grad_()
-        output = func(**arguments)
-        x = arguments["input"]
-        self.uses.append(_Use(rule, names, arguments, get_gradient_edge(output), x._version))
-        return output
-
-    def _owner(self, arguments: dict[str, Any]) -> str:
-        """Name the module that the call belongs to, by its tensors."""
-        own = {id(value) for value in arguments.values() if isinstance(value, Tensor)}
-        for name, module in self.model.named_modules():
-            if own & {id(t) for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))}:
-                return f"module '{name}' ({type(module).__name__})"
-        kinds = {
-            type(m).__name__: n
-            for n, m in self.model.named_modules()
-            if getattr(m, "track_running_stats", None) is False
-        }
-        return "module " + ", ".join(f"'{name}' ({kind})" for kind, name in kinds.items()) if kinds else "the model"
-
-
 class _Pass:
     """One importance pass over one model: ``total`` is the sum of moments over ``count`` samples."""
 
-    def __init__(self, model: nn.Module, objective: Objective, moment: Moment, forward: Forward | None):
-        if moment not in _REDUCE:
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        moment: Moment,
+        forward: Forward | None = None,
+        max_bytes: int | None = None,
+    ):
+        if moment not in ("abs", "square"):
             raise ValueError(f"moment is {moment!r}; known are 'abs' and 'square'")
-        self.model, self.objective, self.moment = model, objective, moment
-        self.forward = forward or run_forward
-        self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.known_axes: dict[tuple[Any, ...], list[int | None]] = {}  # where samples lie in each layer's input
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError(f"max_bytes is {max_bytes}; give a number of at least 1, or None for the default")
+        self.model, self.objective, self.moment = bare(model), objective, moment
+        self.forward, self.max_bytes = forward or run_forward, max_bytes
+        self.params = {name: p for name, p in named_parameters(model).items() if p.requires_grad}
         if not self.params:
             raise ValueError(
                 "no parameter of the model requires a gradient; call requires_grad_(True) on those to measure"
             )
+        self.skip: set[Key] = set()  # calls without a sample axis: nothing per sample to note
+        self.layouts: dict[Key, list[Layout | None]] = {}  # where samples lie in each layer's input
         self.total, self.count = {name: _zeros(p) for name, p in self.params.items()}, 0
 
     def add(self, batch: Batch) -> None:
         """Add the moments of a batch."""
         with torch.enable_grad():
-            recorder = _Recorder(self.params, self.model)
-            with recorder:
-                output = self.forward(self.model, batch)
+            output, uses = self._record(batch)
             values = self._values(output, batch)
-            self._locate_samples(recorder.uses, batch, output, len(values))
-            slow = self._slow_params(recorder.uses, values)
+            slow = self._slow_params(uses, values)
             for k in range(values.shape[1]):
                 last = k == values.shape[1] - 1
-                self._add_closed_forms(recorder.uses, slow, values[:, k].sum(), keep=not last)
-            del recorder, output
+                self._add_closed_forms(uses, slow, values[:, k].sum(), keep=not last)
+            del uses, output
             if slow:
                 self._add_slow(slow, batch, values.shape)
         self.count += len(values)
+
+    def mean(self) -> dict[str, Tensor]:
+        """Give the mean over what was added."""
+        if self.count == 0:
+            raise ValueError(
+                "batches gave no sample; give a data loader or a list of batches (an iterator can be used only once)"
+            )
+        torch._foreach_div_(list(self.total.values()), float(self.count))
+        return self.total
+
+    def _record(self, batch: Batch) -> tuple[Any, list[Use]]:
+        """Run forward until every noted call has its samples along a known axis."""
+        size = batch_size(batch)
+        while True:
+            recorder = Recorder(self.params, self.model, self.skip)
+            with recorder:
+                output = self._run(batch)
+            self._locate_samples(recorder.uses, batch, output, size)
+            lost = {use.key for use in recorder.uses if use.layout is None}
+            if not lost:
+                return output, recorder.uses
+            self.skip |= lost  # the parameters stay in the graph, where others may take over
+
+    def _run(self, batch: Batch) -> Any:
+        used = {p.device for p in self.params.values()}
+        given = {leaf.device for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)}
+        if self.forward is run_forward and given and used.isdisjoint(given):
+            raise ValueError(
+                f"the model is on {used.pop()} and the batch on {given.pop()}; "
+                "move the batches, or give forward=lambda model, batch: ..."
+            )
+        return self.forward(self.model, batch)
 
     def _values(self, output: Any, batch: Batch) -> Tensor:
         """Give the objective, shape (N, K), or raise."""
@@ -257,71 +235,88 @@ class _Pass:
                 "objective does not depend on any parameter that requires a gradient; "
                 "is it detached, or run under no_grad?"
             )
-        if not torch.isfinite(values).all():
-            bad = int((~torch.isfinite(values)).nonzero()[0, 0])
-            raise FloatingPointError(
-                f"objective is {values[bad].tolist()} for sample {bad} of the batch; "
-                "importance of a network that diverged has no meaning"
-            )
+        _check_finite(values)
         return values.reshape(size, -1)
 
-    def _locate_samples(self, uses: list[_Use], batch: Batch, output: Any, size: int) -> None:
+    def _locate_samples(self, uses: list[Use], batch: Batch, output: Any, size: int) -> None:
         """Find the sample axis of every noted input: the one that changes with the batch size.
 
         Shapes alone cannot tell (a sequence-first input may be as long as the batch is large), so
         the forward pass is run once more on a batch of another size. The same run shows whether
         the samples of a batch influence each other, in which case no per-sample gradient exists.
         """
-        key = (size, *(use.signature for use in uses))
-        if key not in self.known_axes:
-            index = [0] if size > 1 else [0, 0]
-            recorder = _Recorder(self.params, self.model)
+        key = (size, *((use.key, use.shape) for use in uses))
+        if key not in self.layouts:
+            index = [size - 1, 0] if size != 2 else [1, 0, 1]  # another order, too
+            recorder = Recorder(self.params, self.model, self.skip)
             with recorder:
-                probed = self.forward(self.model, _samples(batch, index, size))
-            _check_independent(output, probed, size)
-            self.known_axes[key] = _match_axes(uses, recorder.uses, size, len(index))
-        for use, axis in zip(uses, self.known_axes[key], strict=True):
-            use.axis = axis
+                probed = self._run(_samples(batch, index, size))
+            _check_independent(output, probed, size, index)
+            self.layouts[key] = locate(uses, recorder.uses, size, index)
+        for use, layout in zip(uses, self.layouts[key], strict=True):
+            use.layout = layout
 
-    def _slow_params(self, uses: list[_Use], values: Tensor) -> set[str]:
+    def _slow_params(self, uses: list[Use], values: Tensor) -> set[str]:
         """Name the parameters with a use that no closed form covers."""
-        slow = _reachable(values, {id(p): name for name, p in self.params.items()})
-        for use in uses:
-            if use.axis is None:
-                slow.update(use.names.values())
-        return slow
+        own = {id(p): name for name, p in self.params.items()}
+        return {own[id(leaf)] for leaf in leaves(values.grad_fn) if id(leaf) in own}
 
-    def _add_closed_forms(self, uses: list[_Use], slow: set[str], objective: Tensor, keep: bool) -> None:
-        noted = [use for use in uses if not slow.issuperset(use.names.values())]
+    def _add_closed_forms(self, uses: list[Use], slow: set[str], objective: Tensor, keep: bool) -> None:
+        noted = [use for use in uses if not slow.issuperset(use.parameters)]
         if not noted:
             return
         edges = [use.edge for use in noted]
         gradients = torch.autograd.grad(objective, edges, retain_graph=keep, allow_unused=True)
-        shares: dict[str, list[tuple[_Use, str, Tensor]]] = defaultdict(list)
+        shares: dict[str, list[Share]] = defaultdict(list)
         for use, gradient in zip(noted, gradients, strict=True):
             if gradient is None:  # the objective does not depend on this call
                 continue
-            if use.arguments["input"]._version != use.version:
+            if use.overwritten:
                 raise RuntimeError(
-                    f"the input of the layer with {', '.join(use.names.values())} was overwritten in place "
+                    f"the input of the layer with {', '.join(sorted(use.parameters))} was overwritten in place "
                     "after its use; make that operation out of place"
                 )
-            for role, name in use.names.items():
-                shares[name].append((use, role, gradient))
+            for role, names in use.names.items():
+                for name in names:
+                    shares[name].append((use, role, gradient))
         for name in shares.keys() - slow:
-            self._add_parameter(self.total[name], shares[name])
+            self._add_parameter(name, shares[name])
 
-    def _add_parameter(self, total: Tensor, shares: list[tuple[_Use, str, Tensor]]) -> None:
+    def _add_parameter(self, name: str, shares: list[Share]) -> None:
         """Add the moment of one parameter; the gradients of all its uses are summed first."""
-        (use, role, gradient), size = shares[0], shares[0][2].shape[shares[0][0].axis or 0]
-        if len(shares) == 1:
-            short = use.rule.short_form(role, *use.rows(gradient, slice(None)), self.moment)
+        total, (use, role, gradient) = self.total[name], shares[0]
+        size = use.layout.samples if use.layout else 0
+        if len(shares) == 1 and self._is_parameter(name, shares[0]):
+            short = use.rule.short_form(role, *use.part(gradient, slice(None), total.dtype), self.moment)
             if short is not None:
                 total += short
                 return
-        for rows in _chunks(size, _CACHE_BYTES, total):
-            per_sample = sum(use.rule.per_sample(role, *use.rows(g, rows)) for use, role, g in shares)
-            total += _REDUCE[self.moment](per_sample.to(total.dtype))  # type: ignore[union-attr]
+        one = total.numel() + sum(g.numel() for _, _, g in shares) // size
+        for rows in _chunks(size, self._limit(total), one * total.element_size()):
+            _accumulate(total, self._per_sample(name, shares, rows), self.moment)
+
+    def _limit(self, total: Tensor) -> int:
+        return self.max_bytes or (_CACHE_BYTES if total.device.type == "cpu" else _DEVICE_BYTES)
+
+    def _is_parameter(self, name: str, share: Share) -> bool:
+        """Tell whether the parameter itself was used, not something derived from it."""
+        use, role, _ = share
+        return use.sources[role] is self.params[name]
+
+    def _per_sample(self, name: str, shares: list[Share], rows: slice) -> Tensor:
+        dtype, rules = self.total[name].dtype, {use.rule for use, _, _ in shares}
+        join = next(iter(rules)).join if len(rules) == 1 and len(shares) > 1 else None
+        if join and all(role == "weight" and self._is_parameter(name, (use, role, g)) for use, role, g in shares):
+            return rules.pop().weight(*join([use.part(g, rows, dtype) for use, _, g in shares]))
+        return reduce(operator.iadd, (self._share(name, share, rows) for share in shares))
+
+    def _share(self, name: str, share: Share, rows: slice) -> Tensor:
+        """Give the per-sample gradient that one use contributes."""
+        use, role, gradient = share
+        found = use.per_sample(role, gradient, rows, self.total[name].dtype)
+        if self._is_parameter(name, share):
+            return found
+        return _pulled_back(use.sources[role], self.params[name], found).to(found.dtype)
 
     def _add_slow(self, slow: set[str], batch: Batch, shape: torch.Size) -> None:
         """Add the moments of parameters without a closed form: vmap(grad), else sample by sample."""
@@ -330,7 +325,7 @@ class _Pass:
             added = {name: torch.zeros_like(self.total[name]) for name in names}
             for per_sample in self._by_vmap(names, batch, shape):
                 for name in names:
-                    added[name] += _REDUCE[self.moment](per_sample[name].to(added[name].dtype))
+                    _accumulate(added[name], per_sample[name].to(added[name].dtype), self.moment)
         except (RuntimeError, ValueError, TypeError, NotImplementedError):  # vmap cannot see through this model
             added = self._by_loop(names, batch, shape)
         for name in names:
@@ -338,23 +333,28 @@ class _Pass:
 
     def _by_vmap(self, names: list[str], batch: Batch, shape: torch.Size) -> Iterator[dict[str, Tensor]]:
         size, columns = shape
-        leaves, spec = tree_flatten(batch)
-        counted = [_has_samples(leaf, size) for leaf in leaves]
+        tensors, spec = tree_flatten(batch)
+        counted = [_has_samples(leaf, size) for leaf in tensors]
         wrapped = _Forward(self.model, self.forward)
 
         def value(params: dict[str, Tensor], sample: list[Tensor], k: int) -> Tensor:
             given = iter(sample)
             one = tree_unflatten(
-                [next(given)[None] if c else leaf for c, leaf in zip(counted, leaves, strict=True)], spec
+                [next(given)[None] if c else leaf for c, leaf in zip(counted, tensors, strict=True)], spec
             )
-            output = functional_call(wrapped, {f"model.{name}": p for name, p in params.items()}, (one,))
+            output = functional_call(wrapped, {f"model.{real[name]}": p for name, p in params.items()}, (one,))
             return self.objective(output, one).reshape(-1)[k]
 
         params = {name: self.params[name].detach() for name in names}
-        for rows in _chunks(size, _VMAP_BYTES, *params.values()):
-            sample = [leaf[rows] for leaf, c in zip(leaves, counted, strict=True) if c]
+        of = {id(p): name for name, p in self.model.named_parameters()}
+        real = {name: of[id(self.params[name])] for name in names}
+        one = sum(p.numel() * p.element_size() for p in params.values())
+        for rows in _chunks(size, self.max_bytes or _VMAP_BYTES, one):
+            sample = [leaf[rows] for leaf, c in zip(tensors, counted, strict=True) if c]
             for k in range(columns):
-                yield vmap(grad(value), in_dims=(None, 0, None))(params, sample, k)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "There is a performance drop")
+                    yield vmap(grad(value), in_dims=(None, 0, None))(params, sample, k)
 
     def _by_loop(self, names: list[str], batch: Batch, shape: torch.Size) -> dict[str, Tensor]:
         params = [self.params[name] for name in names]
@@ -368,7 +368,7 @@ class _Pass:
                     found = torch.autograd.grad(values[k], params, retain_graph=k < columns - 1, allow_unused=True)
                     for sum_, g in zip(total, found, strict=True):
                         if g is not None:
-                            sum_.add_(_REDUCE[self.moment](g[None].to(sum_.dtype)))
+                            _accumulate(sum_, g[None].to(sum_.dtype, copy=True), self.moment)
         except RuntimeError as error:
             owners = sorted({name.rpartition(".")[0] or "the model" for name in names})
             raise RuntimeError(
@@ -376,6 +376,26 @@ class _Pass:
                 "freeze its parameters or make it run on a batch of one"
             ) from error
         return dict(zip(names, total, strict=True))
+
+
+class _BatchPass(_Pass):
+    """Moments of batch-mean gradients, as other libraries have them: ``count`` counts batches."""
+
+    def add(self, batch: Batch) -> None:
+        """Add the moment of the batch's mean gradient."""
+        with torch.enable_grad():
+            values = self._values(self._run(batch), batch)
+            for k in range(values.shape[1]):
+                found = torch.autograd.grad(
+                    values[:, k].mean(), list(self.params.values()), retain_graph=True, allow_unused=True
+                )
+                for total, g in zip(self.total.values(), found, strict=True):
+                    if g is not None:
+                        _accumulate(total, g[None].to(total.dtype, copy=True), self.moment)
+        self.count += 1
+
+
+_PASSES: dict[str, type[_Pass]] = {"sample": _Pass, "batch": _BatchPass}
 
 
 class _Forward(nn.Module):
@@ -390,9 +410,30 @@ class _Forward(nn.Module):
         return self.run(self.model, batch)
 
 
-def _transformed(tensor: Tensor) -> bool:
-    """Tell whether a tensor lives inside a transform of the model's own, such as vmap: no place for aliases."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+def _accumulate(total: Tensor, per_sample: Tensor, moment: str) -> None:
+    """Add the moment of per-sample gradients, overwriting them: fresh memory would cost more than the sums."""
+    powers = per_sample.abs_() if moment == "abs" else per_sample.square_()
+    total.add_(powers[0] if len(powers) == 1 else powers.sum(0))
+
+
+def _pulled_back(source: Tensor, parameter: Tensor, gradients: Tensor) -> Tensor:
+    """Give the gradients of a parameter, one per sample, from those of what is derived from it."""
+    gradients = gradients.to(source.dtype)
+    try:
+        (found,) = torch.autograd.grad(source, [parameter], gradients, retain_graph=True, is_grads_batched=True)
+    except RuntimeError:  # no batched form
+        each = [torch.autograd.grad(source, [parameter], g, retain_graph=True)[0] for g in gradients]
+        found = torch.stack(each)
+    return found.contiguous()
+
+
+def _check_finite(values: Tensor) -> None:
+    if not torch.isfinite(values).all():
+        bad = int((~torch.isfinite(values)).nonzero()[0, 0])
+        raise FloatingPointError(
+            f"objective is {values[bad].tolist()} for sample {bad} of the batch; "
+            "importance of a network that diverged has no meaning"
+        )
 
 
 def _zeros(parameter: Tensor) -> Tensor:
@@ -401,9 +442,8 @@ def _zeros(parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter, dtype=dtype, requires_grad=False).detach()
 
 
-def _chunks(size: int, limit: int, *shapes: Tensor) -> Iterator[slice]:
-    """Cut ``size`` samples into slices whose per-sample gradients take at most ``limit`` bytes."""
-    one = sum(t.numel() * t.element_size() for t in shapes)
+def _chunks(size: int, limit: int, one: int) -> Iterator[slice]:
+    """Cut ``size`` samples of ``one`` byte each into slices of at most ``limit`` bytes."""
     step = max(1, limit // max(one, 1))
     for start in range(0, size, step):
         yield slice(start, min(start + step, size))
@@ -428,65 +468,14 @@ def _first_samples(batches: Iterable[Batch], limit: int | None) -> Iterator[Batc
             return
 
 
-def _check_independent(output: Any, probed: Any, size: int) -> None:
-    """Raise unless the first sample's output is the same alone as within its batch."""
+def _check_independent(output: Any, probed: Any, size: int, index: list[int]) -> None:
+    """Raise unless the probed samples' outputs are the same as within their batch."""
     for full, alone in zip(tree_leaves(output), tree_leaves(probed), strict=False):
         if not (_has_samples(full, size) and isinstance(alone, Tensor) and full.is_floating_point()):
             continue
-        if full.shape[1:] == alone.shape[1:]:
-            # each output unit on its own scale: masked units may hold large constants
-            tolerance = 10 * torch.finfo(full.dtype).eps ** 0.5 * full.detach().abs().amax(0)
-            if ((full[0] - alone[0]).detach().abs() > tolerance).any():
-                raise ValueError(
-                    "the output for one sample depends on the other samples of its batch, or on chance, even in "
-                    "eval mode, so no per-sample gradient exists; use layers that treat samples apart "
-                    "(running statistics, no sampling in eval mode)"
-                )
-
-
-def _match_axes(uses: list[_Use], probed: list[_Use], size: int, other: int) -> list[int | None]:
-    """Give each use the axis along which its input went from ``size`` to ``other``."""
-    calls: dict[tuple[str, ...], list[_Use]] = defaultdict(list)
-    for use in probed:
-        calls[tuple(use.names.values())].append(use)
-    counts: dict[tuple[str, ...], int] = defaultdict(int)
-    axes: list[int | None] = []
-    for use in uses:
-        key = tuple(use.names.values())
-        seen, counts[key] = counts[key], counts[key] + 1
-        twin = calls[key][seen] if seen < len(calls[key]) else None
-        axes.append(_axis(use, twin, size, other))
-    return [
-        axis if counts[tuple(u.names.values())] == len(calls[tuple(u.names.values())]) else None
-        for u, axis in zip(uses, axes, strict=True)
-    ]
-
-
-def _axis(use: _Use, twin: _Use | None, size: int, other: int) -> int | None:
-    x = use.arguments["input"].shape
-    y = twin.arguments["input"].shape if twin is not None else ()
-    changed = [i for i, (a, b) in enumerate(zip(x, y, strict=False)) if a != b]
-    if len(x) != len(y) or len(changed) != 1 or changed[0] >= use.rule.free_axes(use.arguments):
-        return None
-    axis = changed[0]
-    return axis if (x[axis], y[axis]) == (size, other) else None
-
-
-def _reachable(values: Tensor, names: dict[int, str]) -> set[str]:
-    """Name the parameters that the autograd graph of ``values`` leads to."""
-    found: set[str] = set()
-    stack, seen = [values.grad_fn], set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node.name() == "CheckpointFunctionBackward":  # its parameters are not in the graph at all
+        if full.shape[1:] == alone.shape[1:] and not close(full.detach(), alone.detach(), index):
             raise ValueError(
-                "a reentrant checkpoint hides its parameters from autograd; call checkpoint with use_reentrant=False"
+                "the output for one sample depends on the other samples of its batch, or on chance, even in "
+                "eval mode, so no per-sample gradient exists; use layers that treat samples apart "
+                "(running statistics, no sampling in eval mode)"
             )
-        variable = getattr(node, "variable", None)
-        if variable is not None and id(variable) in names:
-            found.add(names[id(variable)])
-        stack.extend(parent for parent, _ in node.next_functions)
-    return found

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,8 @@ def measuring(model: nn.Module) -> Iterator[nn.Module]:
         if tensor is not None
     ]
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.inference_mode(False), torch.random.fork_rng(devices=_cuda_devices(model)):
+    eager = torch.compiler.set_stance("force_eager")  # the layers must be seen one by one
+    with eager, torch.inference_mode(False), torch.random.fork_rng(devices=_cuda_devices(model)):
         try:
             model.eval()
             yield model
@@ -44,6 +46,25 @@ def measuring(model: nn.Module) -> Iterator[nn.Module]:
                 buffer.restore()
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """Give the model inside of `torch.compile`, `nn.DataParallel` or DistributedDataParallel."""
+    inner: Any = model
+    while not isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        if not isinstance(getattr(inner, "_orig_mod", None), nn.Module):
+            return inner
+        inner = inner._orig_mod
+    return bare(inner.module)
+
+
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Give the parameters by the names they have in the bare model, however it is wrapped.
+
+    >>> list(named_parameters(nn.DataParallel(nn.Linear(1, 1))))
+    ['weight', 'bias']
+    """
+    return {name.replace("_orig_mod.", ""): p for name, p in bare(model).named_parameters()}
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:

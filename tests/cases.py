@@ -3,15 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from avalanche.models import MTSimpleMLP, SlimResNet18
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from mas.importance import fisher_importance, mas_importance
+from tests import models
 from tests.oracles.moments import fisher_by_loop, mas_by_loop
 
 N = 6  # samples; a batch is as large as a sequence is long, so that shapes alone cannot tell them apart
@@ -35,7 +38,7 @@ def _squeeze_parameters(model: nn.Module) -> nn.Module:
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
     for p in model.parameters():
-        nn.init.normal_(p, std=0.4)
+        nn.init.normal_(p, std=min(0.4, 2 / (p.numel() / len(p)) ** 0.5) if p.ndim > 1 else 0.4)
     return model
 
 
@@ -112,6 +115,116 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.lstm(x)[0][:, -1])
+
+
+class Gated(nn.Module):
+    """A GRU, or another recurrent layer, on all of its outputs and its last state."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer, self.out = layer, nn.LazyLinear(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps, last = self.layer(x.transpose(0, 1))
+        last = last[0] if isinstance(last, tuple) else last
+        return self.out(torch.cat([steps.sum(0), last[-1]], 1))
+
+
+class Cells(nn.Module):
+    """A recurrent cell, stepped by hand."""
+
+    def __init__(self, cell: nn.Module):
+        super().__init__()
+        self.cell, self.out = cell, nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = None
+        for step in x.unbind(1):
+            h = self.cell(step, h)
+        return self.out(h[0] if isinstance(h, tuple) else h)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, **options: bool):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x)[0]
+
+
+class CrossAttention(nn.Module):
+    """Learned queries attend to the sample: the packed projection is used in parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries = nn.Parameter(torch.ones(1, 2, 4))
+        self.attention, self.out = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found, _ = self.attention(self.queries.repeat(len(x), 1, 1), x, x)
+        return self.out(found.sum(1))
+
+
+class LowRank(nn.Module):
+    """A frozen weight with a trained low-rank addition (LoRA), and one weight seen from both sides."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen = nn.Linear(4, 4)
+        self.frozen.requires_grad_(False)
+        self.a, self.b = nn.Parameter(torch.ones(4, 2)), nn.Parameter(torch.ones(2, 4))
+        self.both = nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.linear(x, self.frozen.weight + self.a @ self.b, self.frozen.bias).tanh()
+        return F.linear(h, self.both) * (h @ self.both) + h @ self.both[:, 1:2]
+
+
+class Positions(nn.Module):
+    """What vision transformers add: class token, positions, LayerScale, a learned temperature."""
+
+    def __init__(self, expand: str):
+        super().__init__()
+        self.token, self.place = nn.Parameter(torch.ones(1, 1, 4)), nn.Parameter(torch.ones(1, 9, 4))
+        self.scale, self.temperature = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(()))
+        self.inner, self.out, self.expand = nn.Linear(4, 4), nn.Linear(4, 3), expand
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, T, 4)
+        size = (len(x), 1, 1)
+        token = self.token.expand(len(x), -1, -1) if self.expand == "expand" else self.token.repeat(*size)
+        x = torch.cat([token, x], 1)
+        x += self.place[:, : x.shape[1]]
+        x = x + self.scale * self.inner(x).tanh()
+        return self.temperature.exp() * self.out(x[:, 0])
+
+
+class SequenceFirstPositions(nn.Module):
+    """Positions added to (time, sample, feature), and a table of positions that no sample indexes."""
+
+    def __init__(self):
+        super().__init__()
+        self.place, self.table = nn.Parameter(torch.ones(N, 1, 3)), nn.Embedding(N, 3)
+        self.out = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, T, 3), N = T
+        x = x.transpose(0, 1) + self.place
+        x = (x * self.place).tanh() + self.table(torch.arange(x.shape[0]))[:, None]
+        return self.out(x.sum(0))
+
+
+class Frames(nn.Module):
+    """Samples and frames in one axis, as video models have it; or frames and samples."""
+
+    def __init__(self, frames_first: bool):
+        super().__init__()
+        self.conv, self.norm, self.out = nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.Linear(12, 2)
+        self.frames_first = frames_first
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, frames, 2, 3, 3)
+        x = x.transpose(0, 1) if self.frames_first else x
+        h = self.out(self.norm(self.conv(x.flatten(0, 1))).tanh().flatten(1)).unflatten(0, x.shape[:2])
+        return h.sum(0 if self.frames_first else 1)
 
 
 class Branching(nn.Module):
@@ -214,11 +327,28 @@ CASES: dict[str, Callable[[], tuple[Any, ...]]] = {
     "conv2d_same_even": lambda: (ending(nn.Conv2d(2, 3, 2, padding="same")), flat(2, 5, 5)),
     "conv2d_circular": lambda: (ending(nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular")), flat(2, 5, 5)),
     "conv3d": lambda: (ending(nn.Conv3d(2, 3, 2, padding=1)), flat(2, 3, 3, 3)),
+    "conv2d_reflect": lambda: (ending(nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect")), flat(2, 5, 5)),
+    "conv_transpose1d": lambda: (ending(nn.ConvTranspose1d(2, 3, 3, stride=2, padding=1)), flat(2, 4)),
     "conv_transpose2d": lambda: (ending(nn.ConvTranspose2d(2, 3, 3, stride=2)), flat(2, 3, 3)),
+    "conv_transpose2d_all": lambda: (
+        ending(nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2, dilation=2)),
+        flat(4, 3, 3),
+    ),
+    "frames": lambda: (Frames(frames_first=False), flat(2, 2, 3, 3)),
+    "frames_first": lambda: (Frames(frames_first=True), flat(2, 2, 3, 3)),
     "batch_norm1d": lambda: (nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)), flat(4)),
     "batch_norm2d": lambda: (ending(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True)), flat(2, 5, 5)),
     "layer_norm": lambda: (nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3)), flat(4)),
     "layer_norm_2_axes": lambda: (ending(nn.LayerNorm((3, 4)), nn.Tanh()), flat(2, 3, 4)),
+    "rms_norm": lambda: (nn.Sequential(nn.Linear(4, 5), nn.RMSNorm(5), nn.Linear(5, 3)), flat(4)),
+    "rms_norm_sequence": lambda: (ending(nn.RMSNorm((3, 4)), nn.Tanh()), flat(2, 3, 4)),
+    "instance_norm1d": lambda: (ending(nn.InstanceNorm1d(3, affine=True), nn.Tanh()), flat(3, 5)),
+    "instance_norm_running": lambda: (
+        ending(nn.InstanceNorm2d(2, affine=True, track_running_stats=True), nn.Tanh()),
+        flat(2, 3, 3),
+    ),
+    "prelu": lambda: (nn.Sequential(nn.Linear(4, 5), nn.PReLU(), nn.Linear(5, 3)), flat(4)),
+    "prelu_channels": lambda: (ending(nn.PReLU(2)), flat(2, 3, 3)),
     "group_norm": lambda: (ending(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.ReLU()), flat(2, 5, 5)),
     "embedding": lambda: (ending(nn.Embedding(9, 4, padding_idx=-1), nn.Tanh()), words()),
     "embedding_by_frequency": lambda: (ending(nn.Embedding(9, 4, scale_grad_by_freq=False), nn.Tanh()), words()),
@@ -234,7 +364,21 @@ CASES: dict[str, Callable[[], tuple[Any, ...]]] = {
         ending(nn.TransformerEncoderLayer(4, 2, 5, batch_first=True, dropout=0.3)),
         flat(N, 4),
     ),
+    "attention_bare": lambda: (ending(SelfAttention(bias=False)), flat(N, 4)),
+    "attention_all": lambda: (ending(SelfAttention(add_bias_kv=True, add_zero_attn=True)), flat(N, 4)),
+    "attention_cross": lambda: (CrossAttention(), flat(N, 4)),
     "lstm": lambda: (Recurrent(), flat(5, 3)),
+    "lstm_all": lambda: (Gated(nn.LSTM(3, 4, 2, bidirectional=True, proj_size=2)), flat(N, 3)),
+    "gru": lambda: (Gated(nn.GRU(3, 4, 2, bidirectional=True)), flat(N, 3)),
+    "gru_no_bias": lambda: (Gated(nn.GRU(3, 4, bias=False)), flat(5, 3)),
+    "rnn": lambda: (Gated(nn.RNN(3, 4)), flat(5, 3)),
+    "rnn_relu": lambda: (Gated(nn.RNN(3, 4, nonlinearity="relu")), flat(5, 3)),
+    "lstm_cell": lambda: (Cells(nn.LSTMCell(3, 4)), flat(5, 3)),
+    "gru_cell": lambda: (Cells(nn.GRUCell(3, 4)), flat(5, 3)),
+    "low_rank": lambda: (LowRank(), flat(4)),
+    "positions_expand": lambda: (Positions("expand"), flat(N, 4)),
+    "positions_repeat": lambda: (Positions("repeat"), flat(N, 4)),
+    "positions_sequence_first": lambda: (SequenceFirstPositions(), flat(N, 3)),
     "branching": lambda: (Branching(), flat(3)),
     "sliced_weight": lambda: (Sliced(), flat(4)),
     "checkpoint": lambda: (Checkpointed(), flat(4)),
@@ -249,6 +393,40 @@ CASES: dict[str, Callable[[], tuple[Any, ...]]] = {
         lambda model, batch: model(batch[0], batch[2]),
     ),
 }
+
+
+def _two_heads(model: MTSimpleMLP) -> MTSimpleMLP:
+    for task in range(2):
+        experience = SimpleNamespace(classes_in_this_experience=[0, 1, 2], task_labels=[task])
+        model.classifier.adaptation(experience)
+    return model
+
+
+def _in_double(model: nn.Module, batch: Any) -> Tensor:
+    """Avalanche's heads write their output into a tensor of the default dtype."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        return model(batch[0], batch[2])
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+# Small siblings of models that people train, whole (tests/models.py).
+CASES |= {
+    "lenet": lambda: (models.lenet(classes=3), flat(1, 28, 28)),
+    "small_cnn": lambda: (models.small_cnn(2, 3, 8, classes=3), flat(2, 8, 8)),
+    "vit": lambda: (models.vit(8, 4, depth=2, heads=2, width=8, classes=3), flat(3, 8, 8)),
+    "gpt": lambda: (models.GPT(9, N, depth=2, heads=2, width=8), words()),
+    "lstm_classifier": lambda: (models.LSTMClassifier(9, 4, classes=3), words()),
+    "avalanche_mlp": lambda: (
+        _two_heads(MTSimpleMLP(4, 5)),
+        (flat(4), torch.zeros(N, dtype=torch.long), torch.ones(N, dtype=torch.long)),
+        _in_double,
+    ),
+    "avalanche_slim_resnet": lambda: (SlimResNet18(3, nf=2), flat(3, 32, 32)),
+}
+
+SLOW = {"conv2d_same_even", "branching", "own_vmap", "two_tasks"}  # those without closed forms for all they do
 
 
 def make(name: str) -> Case:

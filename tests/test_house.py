@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Each floor may import from those before it, and from its own files.
 FLOORS = [
     {"measuring", "rules"},
+    {"recording"},
     {"gradients"},
     {"importance", "penalty", "forgetting"},
     {"strategies", "benchmarks"},
@@ -26,6 +27,7 @@ MAY_IMPORT_AVALANCHE = {"strategies", "benchmarks", "experiments"}
 SOURCES = sorted(
     {
         *ROOT.glob("mas/*.py"),
+        *ROOT.glob("mas/rules/*.py"),
         *ROOT.glob("mas/experiments/*.py"),
         *ROOT.glob("strategies/*.py"),
         *ROOT.glob("benchmarks/*.py"),

@@ -66,7 +66,7 @@ class TestGradient:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("tasks", [1, 2, 7])
 def test_law_6_many_quadratics_are_one(tasks, name):
-    model = make(name).model
+    model = make(name).model.requires_grad_()
     penalty, history = after_tasks(model, "quadratics", tasks)
     explicit = 0.7 * sum(quadratic(model, anchor, omega) for anchor, omega in history)
     assert penalty.value(model).item() == pytest.approx(explicit.item(), rel=1e-10)

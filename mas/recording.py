@@ -1,0 +1,260 @@
+"""What a forward pass did with the parameters: which layer functions it called, and where the samples lay.
+
+While the model runs, a `TorchFunctionMode` sees every call of a function. For one with a closed
+form (`mas.rules`) its parameters are replaced by detached aliases, and the input and the place of
+the output in the autograd graph are written down. What enters such a function instead of a
+parameter may also be *derived* from parameters alone: a slice, a transpose, a normalised weight.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+
+from mas.rules import EXPANSIONS, RULES, Rule, refusal
+
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the samples lie: along an axis, alone or sharing it with positions."""
+
+    axis: int
+    samples: int
+    order: str  # "alone", "samples first" (n, t in one axis, t the faster) or "positions first"
+
+    def first(self, tensor: Tensor) -> Tensor:
+        """Bring the samples to the front; positions that shared their axis come where that axis was."""
+        if self.order == "samples first":
+            return tensor.unflatten(self.axis, (self.samples, -1)).movedim(self.axis, 0)
+        if self.order == "positions first":
+            return tensor.unflatten(self.axis, (-1, self.samples)).movedim(self.axis + 1, 0)
+        return tensor.movedim(self.axis, 0)
+
+
+@dataclass
+class Use:
+    """One call of a layer function with parameters of the model."""
+
+    rule: Rule
+    key: Key  # tells the calls of one forward pass apart
+    sources: dict[str, Tensor]  # "weight" or "bias" -> a parameter, or a tensor derived from parameters
+    names: dict[str, tuple[str, ...]]  # the same -> the names of those parameters
+    arguments: dict[str, Any]
+    edge: GradientEdge
+    shape: tuple[int, ...]  # of the input or output, whichever tells where the samples are
+    version: int  # of the input: tells whether it was overwritten since
+    layout: Layout | None = None
+
+    @property
+    def parameters(self) -> set[str]:
+        """The names of all parameters in this call."""
+        return {name for names in self.names.values() for name in names}
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether the input is no longer what the layer saw."""
+        return self.rule.needs_input and self.arguments["input"]._version != self.version
+
+    def located(self) -> dict[str, Any]:
+        """Give the arguments, with what a rule located by its output looks at."""
+        if self.rule.located_by == "input" or self.layout is None:
+            return self.arguments
+        return self.arguments | {"axis": self.layout.axis, "shape": self.shape}
+
+    def per_sample(self, role: str, gradient: Tensor, rows: slice, dtype: torch.dtype) -> Tensor:
+        """Give the gradients of one source for some samples, shape (n, *source)."""
+        g, a = self.part(gradient, rows, dtype)
+        if self.layout is None or self.layout.order == "alone" or self.rule.positions:
+            return self.rule.per_sample(role, g, a)
+        each = self.rule.per_sample(role, g.flatten(0, 1), a | {"input": a["input"].flatten(0, 1)})
+        return each.unflatten(0, g.shape[:2]).sum(1)
+
+    def part(self, gradient: Tensor, rows: slice, dtype: torch.dtype) -> tuple[Tensor, dict[str, Any]]:
+        """Give the output gradient and the arguments for some samples, samples first."""
+        assert self.layout is not None, "uses without a layout take the slow road"  # noqa: S101 - for mypy
+        a = self.located()
+        if self.rule.needs_input:
+            x = self.layout.first(a["input"].detach())[rows]
+            a = a | {"input": x.to(dtype) if x.is_floating_point() else x}
+        return self.layout.first(gradient)[rows].to(dtype), a
+
+
+class Recorder(TorchFunctionMode):
+    """Note every call of a function that has a rule with parameters of the model.
+
+    Args:
+        params: the parameters to look for, by name.
+        model: whose modules a refusal names.
+        skip: keys of calls to leave alone.
+    """
+
+    def __init__(self, params: dict[str, nn.Parameter], model: nn.Module, skip: set[Key]):
+        super().__init__()
+        self.names = {id(p): name for name, p in params.items()}
+        self.model, self.skip = model, skip
+        self.uses: list[Use] = []
+        self.calls: dict[Key, int] = defaultdict(int)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.is_grad_enabled() and func in EXPANSIONS:
+            with self:
+                found = EXPANSIONS[func](*args, **kwargs)
+            if found is not NotImplemented:
+                return found
+        rule = RULES.get(func)
+        if rule is None or not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        a = rule.bind(args, kwargs)
+        if reason := refusal(func, a):
+            raise ValueError(f"{self._owner(a)}: {reason}")
+        return self._call(func, rule, args, kwargs, a)
+
+    def _call(self, func: Any, rule: Rule, args: Any, kwargs: Any, a: dict[str, Any]) -> Any:
+        names = self._sources(a)
+        if rule.commutes and not names and self._parameters_behind(a.get("input")):
+            a["input"], a["weight"] = a["weight"], a["input"]
+            names = self._sources(a)
+        if not names or _transformed(a.get("input")) or (key := self._key(func, names)) in self.skip:
+            return func(*args, **kwargs)
+        sources = {role: a[role] for role in names}
+        # aliases: the graph no longer leads to the parameters themselves
+        alias = {id(t): t.detach().requires_grad_() for t in sources.values()}
+        output = func(
+            *(alias.get(id(arg), arg) for arg in args), **{k: alias.get(id(arg), arg) for k, arg in kwargs.items()}
+        )
+        x = a.get("input")
+        where: Any = x if rule.located_by == "input" else output
+        kept = a if rule.needs_input else {role: value for role, value in a.items() if role != "input"}
+        version = x._version if isinstance(x, Tensor) else 0
+        edge = get_gradient_edge(output)
+        self.uses.append(Use(rule, key, sources, names, kept, edge, tuple(where.shape), version))
+        return output
+
+    def _key(self, func: Any, names: dict[str, tuple[str, ...]]) -> Key:
+        call = (func, *names.items())
+        self.calls[call] += 1
+        return (*call, self.calls[call])
+
+    def _sources(self, a: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+        behind = {role: self._parameters_behind(a.get(role)) for role in ("weight", "bias")}
+        return {role: names for role, names in behind.items() if names}
+
+    def _parameters_behind(self, tensor: Any) -> tuple[str, ...]:
+        """Name the parameter that a tensor is, or those it is derived from; () if it is neither."""
+        if not isinstance(tensor, Tensor) or not tensor.requires_grad or _transformed(tensor):
+            return ()
+        if id(tensor) in self.names:
+            return (self.names[id(tensor)],)
+        found = set()
+        for leaf in leaves(tensor.grad_fn):
+            if id(leaf) not in self.names:
+                return ()
+            found.add(self.names[id(leaf)])
+        return tuple(sorted(found))
+
+    def _owner(self, arguments: dict[str, Any]) -> str:
+        """Name the module that the call belongs to, by its tensors."""
+        own = {id(value) for value in arguments.values() if isinstance(value, Tensor)}
+        for name, module in self.model.named_modules():
+            if own & {id(t) for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))}:
+                return f"module '{name}' ({type(module).__name__})"
+        kinds = {
+            type(m).__name__: n
+            for n, m in self.model.named_modules()
+            if getattr(m, "track_running_stats", None) is False
+        }
+        return "module " + ", ".join(f"'{name}' ({kind})" for kind, name in kinds.items()) if kinds else "the model"
+
+
+def leaves(node: Any) -> Iterator[Tensor | None]:
+    """Give the leaf tensors that an autograd graph leads to; None for what is not a tensor's own node.
+
+    Raises:
+        ValueError: the graph holds a reentrant checkpoint, which shows only a part of it.
+    """
+    stack, seen = [node], set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "CheckpointFunctionBackward":  # its parameters are not in the graph at all
+            raise ValueError(
+                "a reentrant checkpoint hides its parameters from autograd; call checkpoint with use_reentrant=False"
+            )
+        if hasattr(node, "variable"):
+            yield node.variable
+        stack.extend(parent for parent, _ in node.next_functions)
+
+
+def locate(uses: Sequence[Use], probed: Sequence[Use], size: int, index: Sequence[int]) -> list[Layout | None]:
+    """Tell where the samples lie in each use, by the same uses in a batch of ``index`` samples only."""
+    twins = {use.key: use for use in probed}
+    return [_layout(use, twins.get(use.key), size, index) for use in uses]
+
+
+def _layout(use: Use, twin: Use | None, size: int, index: Sequence[int]) -> Layout | None:
+    """Compare shapes, and values where samples share their axis with positions."""
+    if twin is None or len(use.shape) != len(twin.shape) or not _same_sources(use, twin):
+        return None
+    changed = [i for i, (a, b) in enumerate(zip(use.shape, twin.shape, strict=True)) if a != b]
+    if len(changed) != 1 or changed[0] >= use.rule.free_axes(use.arguments, len(use.shape)):
+        return None
+    (axis,) = changed
+    long, short = use.shape[axis], twin.shape[axis]
+    if long * len(index) != short * size or long % size:
+        return None
+    if long == size:
+        return _if_applies(use, Layout(axis, size, "alone"))
+    fitting = [
+        layout
+        for order in ("samples first", "positions first")
+        if _same_rows(use, twin, layout := Layout(axis, size, order), index)
+    ]
+    return _if_applies(use, fitting[0]) if len(fitting) == 1 else None
+
+
+def _if_applies(use: Use, layout: Layout) -> Layout | None:
+    use.layout = layout
+    return layout if use.rule.applies(use.located()) else None
+
+
+def _same_sources(use: Use, twin: Use) -> bool:
+    """Tell whether what enters instead of parameters is the same for both batches, as it should."""
+    return all(
+        t.shape == twin.sources[role].shape and (t.is_leaf or torch.equal(t, twin.sources[role]))
+        for role, t in use.sources.items()
+    )
+
+
+def _same_rows(use: Use, twin: Use, layout: Layout, index: Sequence[int]) -> bool:
+    if use.rule.located_by == "output" or use.overwritten or twin.overwritten:
+        return False
+    there = Layout(layout.axis, len(index), layout.order)
+    seen, probed = use.arguments["input"].detach(), twin.arguments["input"].detach()
+    return close(layout.first(seen), there.first(probed), index)
+
+
+def close(all_rows: Tensor, rows: Tensor, index: Sequence[int]) -> bool:
+    """Tell whether ``rows`` are those at ``index``, up to what another batch size does to rounding.
+
+    Each column is judged on its own scale: masked units may hold large constants.
+    """
+    if not all_rows.is_floating_point():
+        return torch.equal(all_rows[list(index)], rows)
+    tolerance = 10 * torch.finfo(rows.dtype).eps ** 0.5 * all_rows.abs().amax(0)
+    # what is not finite passes: that is another complaint
+    return not bool(((all_rows[list(index)] - rows).abs() > tolerance).any())
+
+
+def _transformed(tensor: Any) -> bool:
+    """Tell whether a tensor lives inside a transform of the model's own, such as vmap: no place for aliases."""
+    return isinstance(tensor, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
