@@ -6,6 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mas.measuring import named_parameters
+
 Accumulate = Literal["sum", "ema", "decay", "quadratics"]
 
 
@@ -60,7 +62,7 @@ class QuadraticPenalty:
         Raises:
             ValueError: an importance without an anchor, of another shape, negative or not finite.
         """
-        weights = dict(anchor.named_parameters()) if isinstance(anchor, nn.Module) else anchor
+        weights = named_parameters(anchor) if isinstance(anchor, nn.Module) else anchor
         _check(weights, importance)
         old, new = _WEIGHTS[self.accumulate](self.factor)
         with torch.no_grad():
@@ -133,7 +135,7 @@ class QuadraticPenalty:
 
     def _aligned(self, model: nn.Module, with_grad: bool = False) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Give parameters, anchors and importances in one order, parameters cut to their anchors."""
-        own = dict(model.named_parameters())
+        own = named_parameters(model)
         absent = self.importance.keys() - own.keys()
         if absent:
             raise ValueError(

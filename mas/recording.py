@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, disable_saved_tensors_hooks, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from mas.rules import EXPANSIONS, RULES, Rule, refusal
@@ -104,7 +104,7 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch.is_grad_enabled() and func in EXPANSIONS:
+        if torch.is_grad_enabled() and func in EXPANSIONS and not _checkpointed():
             with self:
                 found = EXPANSIONS[func](*args, **kwargs)
             if found is not NotImplemented:
@@ -253,6 +253,15 @@ def close(all_rows: Tensor, rows: Tensor, index: Sequence[int]) -> bool:
     tolerance = 10 * torch.finfo(rows.dtype).eps ** 0.5 * all_rows.abs().amax(0)
     # what is not finite passes: that is another complaint
     return not bool(((all_rows[list(index)] - rows).abs() > tolerance).any())
+
+
+def _checkpointed() -> bool:
+    """Tell whether what autograd saves goes through hooks: a checkpoint computes it again, as torch has it."""
+    try:
+        with disable_saved_tensors_hooks("hooks are active"):
+            return False
+    except RuntimeError:
+        return True
 
 
 def _transformed(tensor: Any) -> bool:

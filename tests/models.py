@@ -44,7 +44,9 @@ def resnet18(classes: int = 10) -> nn.Module:
 
 def vit(pixels: int = 32, patch: int = 4, depth: int = 6, heads: int = 4, width: int = 192, classes: int = 10):
     """Give torchvision's vision transformer: class token, position embedding, nn.MultiheadAttention."""
-    return torchvision.models.VisionTransformer(pixels, patch, depth, heads, width, 4 * width, num_classes=classes)
+    model = torchvision.models.VisionTransformer(pixels, patch, depth, heads, width, 4 * width, num_classes=classes)
+    nn.init.trunc_normal_(model.heads[0].weight, std=0.02)  # zeros, as torchvision has it, give no gradients
+    return model
 
 
 class GPT(nn.Module):

@@ -199,6 +199,92 @@ def test_batch_size_needs_a_tensor():
         batch_size(["a"])
 
 
+# However the model is wrapped, and however it runs.
+
+WRAPPED = {
+    "compile": lambda model: torch.compile(model, backend="aot_eager"),
+    "data_parallel": nn.DataParallel,
+    "both": lambda model: nn.DataParallel(torch.compile(model, backend="aot_eager")),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED)
+@pytest.mark.parametrize("name", ["mlp", "residual", "attention"])
+def test_a_wrapped_model_gives_the_bare_models_numbers_and_names(name, wrap):
+    case = make(name)
+    expected = oracle(case)
+    wrapped = WRAPPED[wrap](case.model)
+    if wrap == "compile":
+        wrapped(case.batch)  # compiled before it is measured
+    assert_same(per_sample_moments(wrapped, case.batch, quadratic), expected)
+
+
+def test_a_compiled_part_is_seen_through():
+    case = make("mlp")
+    expected = oracle(case)
+    case.model[2] = torch.compile(case.model[2], backend="aot_eager")
+    case.model(case.batch)
+    assert_same(per_sample_moments(case.model, case.batch, quadratic), expected)
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv2d_all", "residual", "attention", "vit", "gpt", "lstm"])
+def test_autocast_accumulates_in_float32(name):
+    case = make(name)
+    expected = {key: value.float() for key, value in oracle(case).items()}
+    case.model.float()
+    batch = case.batch.float() if case.batch.is_floating_point() else case.batch
+    with torch.autocast("cpu", torch.bfloat16):
+        found = per_sample_moments(case.model, batch, quadratic)
+    assert all(value.dtype == torch.float32 for value in found.values())
+    for key, value in expected.items():
+        assert (found[key] - value).abs().max() <= 0.1 * max(expected[k].abs().max() for k in expected), key
+
+
+def test_packed_sequences_go_the_slow_road():
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.out = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x, lengths):
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+            return self.out(self.lstm(packed)[1][0][-1])
+
+    model, batch = Packed().double(), (flat(4, 3), torch.tensor([4, 2, 3, 1, 4, 2]))
+
+    def run(model, batch):
+        return model(*batch)
+
+    expected = moments_by_loop(model, batch, quadratic, "abs", run)
+    assert_same(per_sample_moments(model, batch, quadratic, "abs", run), expected)
+
+
+def test_a_checkpointed_recurrent_layer_is_exact():
+    class Again(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru, self.scale = nn.GRU(3, 4, batch_first=True), nn.Parameter(torch.ones(4))
+
+        def forward(self, x):
+            return checkpoint(lambda h: (self.gru(h)[0] * self.scale.exp()).sum(1), x, use_reentrant=False)
+
+    model, batch = Again().double(), flat(5, 3)
+    assert_same(per_sample_moments(model, batch, quadratic), moments_by_loop(model, batch, quadratic, "abs"))
+
+
+@pytest.mark.parametrize("moment", ["abs", "square"])
+def test_reduction_batch_is_the_moment_of_the_batch_mean(moment):
+    case = make("mlp")
+    batches = [case.batch[:4], case.batch[4:]]
+    found = mean_moments(case.model, batches, quadratic, moment, reduction="batch")
+    expected = {name: torch.zeros_like(p) for name, p in case.model.named_parameters()}
+    for batch in batches:
+        grads = torch.autograd.grad(quadratic(case.model(batch), batch).mean(), list(case.model.parameters()))
+        for name, g in zip(expected, grads, strict=True):
+            expected[name] += (g.abs() if moment == "abs" else g**2) / 2
+    assert_same(found, expected)
+
+
 # What cannot be done exactly is refused, with the reason.
 
 
@@ -279,6 +365,31 @@ def test_a_wrong_objective_is_one_clear_error(objective, message):
     case = make("mlp")
     with pytest.raises(ValueError, match=message):
         per_sample_moments(case.model, case.batch, objective)
+
+
+def test_model_and_batch_on_different_devices_is_one_clear_error():
+    with pytest.raises(ValueError, match="the model is on meta and the batch on cpu; move the batches"):
+        per_sample_moments(nn.Linear(4, 2).to("meta"), torch.randn(3, 4), quadratic)
+
+
+def test_wrong_settings_are_one_clear_error():
+    case = make("mlp")
+    with pytest.raises(ValueError, match="max_bytes is 0"):
+        per_sample_moments(case.model, case.batch, quadratic, max_bytes=0)
+    with pytest.raises(ValueError, match="reduction is 'mean'; known are 'sample', 'batch'"):
+        mean_moments(case.model, [case.batch], quadratic, reduction="mean")
+
+
+@pytest.mark.parametrize("depends_on", ["first", "last", "before"])
+def test_dependence_on_any_sample_is_refused(depends_on):
+    class Leaking(nn.Linear):
+        def forward(self, x):
+            if depends_on == "before":
+                return super().forward(x.cumsum(0))
+            return super().forward(x + x[0 if depends_on == "first" else -1])
+
+    with pytest.raises(ValueError, match="depends on the other samples"):
+        per_sample_moments(Leaking(4, 2), torch.randn(6, 4), quadratic)
 
 
 def test_nothing_to_measure_is_one_clear_error():

@@ -240,3 +240,16 @@ def test_a_refused_task_leaves_the_penalty_as_it_was():
     with pytest.raises(ValueError, match="negative"):
         penalty.consolidate(model, omega)
     assert penalty.value(model).item() == before
+
+
+def test_names_do_not_depend_on_how_the_model_is_wrapped():
+    model = make("mlp").model
+    penalty = QuadraticPenalty(0.5)
+    omega = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    penalty.consolidate(nn.DataParallel(model), omega)
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+    expected = 0.5 * model[0].weight.numel()
+    for wrapped in (model, nn.DataParallel(model), torch.compile(model, backend="aot_eager")):
+        assert penalty.value(wrapped).item() == pytest.approx(expected)
+        assert penalty.add_gradient_(wrapped).item() == pytest.approx(expected)

@@ -59,7 +59,7 @@ def _layers(cell: Cell) -> Callable[..., Any]:
         bidirectional: bool,
         batch_first: bool = False,
     ) -> Any:
-        if isinstance(params, Tensor) or (train and dropout):  # packed sequences have other arguments
+        if not isinstance(has_biases, bool) or (train and dropout):  # packed sequences have other arguments
             return NotImplemented
         states = [state] if isinstance(state, Tensor) else list(state)
         directions, ends = 1 + bidirectional, []
