@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from mas.gradients import per_sample_moments as per_sample_moments
     from mas.importance import fisher_importance as fisher_importance
     from mas.importance import mas_importance as mas_importance
+    from mas.importance import random_importance as random_importance
+    from mas.importance import uniform_importance as uniform_importance
+    from mas.local import local_mas_importance as local_mas_importance
     from mas.measuring import measuring as measuring
+    from mas.path_integral import PathIntegral as PathIntegral
+    from mas.path_integral import RiemannianWalk as RiemannianWalk
     from mas.penalty import QuadraticPenalty as QuadraticPenalty
 
 _HOME = {
@@ -32,7 +37,13 @@ _HOME = {
     "measuring": "mas.measuring",
     # which weights matter
     "mas_importance": "mas.importance",
+    "local_mas_importance": "mas.local",
     "fisher_importance": "mas.importance",
+    "uniform_importance": "mas.importance",
+    "random_importance": "mas.importance",
+    # the same, gathered while training
+    "PathIntegral": "mas.path_integral",
+    "RiemannianWalk": "mas.path_integral",
     # protect them
     "QuadraticPenalty": "mas.penalty",
     # who forgets what

@@ -13,7 +13,7 @@ one backward pass a sample. So a missing closed form costs time, never a wrong n
 import operator
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from functools import reduce
 from typing import Any, Literal
 
@@ -86,7 +86,7 @@ def per_sample_moments(
     {'weight': tensor([[21.]])}
     """
     with measuring(model):
-        engine = _Pass(model, objective, moment, forward, max_bytes)
+        engine = Pass(model, objective, moment, forward, max_bytes)
         engine.add(batch)
         return engine.total
 
@@ -114,15 +114,10 @@ def mean_moments(
     Raises:
         ValueError: ``batches`` gives no sample, or as `per_sample_moments`.
     """
-    if max_samples is not None and max_samples < 1:
-        raise ValueError(f"max_samples is {max_samples}; give a number of at least 1, or None for all")
     if reduction not in _PASSES:
         raise ValueError(f"reduction is {reduction!r}; known are {', '.join(map(repr, _PASSES))}")
     with measuring(model):
-        engine = _PASSES[reduction](model, objective, moment, forward, max_bytes)
-        for batch in _first_samples(batches, max_samples):
-            engine.add(batch)
-    return engine.mean()
+        return _PASSES[reduction](model, objective, moment, forward, max_bytes).over(batches, max_samples)
 
 
 def batch_size(batch: Batch) -> int:
@@ -148,8 +143,10 @@ def run_forward(model: nn.Module, batch: Batch) -> Any:
     )
 
 
-class _Pass:
+class Pass:
     """One importance pass over one model: ``total`` is the sum of moments over ``count`` samples."""
+
+    recorder: type[Recorder] = Recorder
 
     def __init__(
         self,
@@ -177,19 +174,24 @@ class _Pass:
     def add(self, batch: Batch) -> None:
         """Add the moments of a batch."""
         with torch.enable_grad():
-            output, uses = self._record(batch)
+            output, recorder = self._record(batch)
+            uses = recorder.uses
             values = self._values(output, batch)
             slow = self._slow_params(uses, values)
             for k in range(values.shape[1]):
                 last = k == values.shape[1] - 1
                 self._add_closed_forms(uses, slow, values[:, k].sum(), keep=not last)
-            del uses, output
+            del uses, recorder, output
             if slow:
                 self._add_slow(slow, batch, values.shape)
         self.count += len(values)
 
-    def mean(self) -> dict[str, Tensor]:
-        """Give the mean over what was added."""
+    def over(self, batches: Iterable[Batch], max_samples: int | None = None) -> dict[str, Tensor]:
+        """Give the mean over many batches, or over the first samples of them."""
+        if max_samples is not None and max_samples < 1:
+            raise ValueError(f"max_samples is {max_samples}; give a number of at least 1, or None for all")
+        for batch in _first_samples(batches, max_samples):
+            self.add(batch)
         if self.count == 0:
             raise ValueError(
                 "batches gave no sample; give a data loader or a list of batches (an iterator can be used only once)"
@@ -197,17 +199,17 @@ class _Pass:
         torch._foreach_div_(list(self.total.values()), float(self.count))
         return self.total
 
-    def _record(self, batch: Batch) -> tuple[Any, list[Use]]:
+    def _record(self, batch: Batch) -> tuple[Any, Recorder]:
         """Run forward until every noted call has its samples along a known axis."""
         size = batch_size(batch)
         while True:
-            recorder = Recorder(self.params, self.model, self.skip)
+            recorder = self.recorder(self.params, self.model, self.skip)
             with recorder:
                 output = self._run(batch)
             self._locate_samples(recorder.uses, batch, output, size)
             lost = {use.key for use in recorder.uses if use.layout is None}
             if not lost:
-                return output, recorder.uses
+                return output, recorder
             self.skip |= lost  # the parameters stay in the graph, where others may take over
 
     def _run(self, batch: Batch) -> Any:
@@ -235,7 +237,7 @@ class _Pass:
                 "objective does not depend on any parameter that requires a gradient; "
                 "is it detached, or run under no_grad?"
             )
-        _check_finite(values)
+        check_finite(values)
         return values.reshape(size, -1)
 
     def _locate_samples(self, uses: list[Use], batch: Batch, output: Any, size: int) -> None:
@@ -248,7 +250,7 @@ class _Pass:
         key = (size, *((use.key, use.shape) for use in uses))
         if key not in self.layouts:
             index = [size - 1, 0] if size != 2 else [1, 0, 1]  # another order, too
-            recorder = Recorder(self.params, self.model, self.skip)
+            recorder = self.recorder(self.params, self.model, self.skip)
             with recorder:
                 probed = self._run(_samples(batch, index, size))
             _check_independent(output, probed, size, index)
@@ -265,10 +267,14 @@ class _Pass:
         noted = [use for use in uses if not slow.issuperset(use.parameters)]
         if not noted:
             return
-        edges = [use.edge for use in noted]
+        edges = [use.edge for use in noted if use.edge is not None]
         gradients = torch.autograd.grad(objective, edges, retain_graph=keep, allow_unused=True)
+        self._add_uses(noted, gradients, slow)
+
+    def _add_uses(self, uses: Sequence[Use], gradients: Sequence[Tensor | None], slow: Set[str] = frozenset()) -> None:
+        """Add the moments of all parameters but ``slow``, given the gradient at each use's output."""
         shares: dict[str, list[Share]] = defaultdict(list)
-        for use, gradient in zip(noted, gradients, strict=True):
+        for use, gradient in zip(uses, gradients, strict=True):
             if gradient is None:  # the objective does not depend on this call
                 continue
             if use.overwritten:
@@ -378,7 +384,7 @@ class _Pass:
         return dict(zip(names, total, strict=True))
 
 
-class _BatchPass(_Pass):
+class BatchPass(Pass):
     """Moments of batch-mean gradients, as other libraries have them: ``count`` counts batches."""
 
     def add(self, batch: Batch) -> None:
@@ -395,7 +401,7 @@ class _BatchPass(_Pass):
         self.count += 1
 
 
-_PASSES: dict[str, type[_Pass]] = {"sample": _Pass, "batch": _BatchPass}
+_PASSES: dict[str, type[Pass]] = {"sample": Pass, "batch": BatchPass}
 
 
 class _Forward(nn.Module):
@@ -427,7 +433,8 @@ def _pulled_back(source: Tensor, parameter: Tensor, gradients: Tensor) -> Tensor
     return found.contiguous()
 
 
-def _check_finite(values: Tensor) -> None:
+def check_finite(values: Tensor) -> None:
+    """Raise FloatingPointError for the first sample with a value that is not finite."""
     if not torch.isfinite(values).all():
         bad = int((~torch.isfinite(values)).nonzero()[0, 0])
         raise FloatingPointError(

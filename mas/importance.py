@@ -1,7 +1,8 @@
 """Which weights matter: importance measures, each a few lines over `mean_moments`.
 
 Every measure is a mean over samples of a moment of per-sample gradients, a tensor per parameter
-that requires a gradient. None needs more than one pass over the data.
+that requires a gradient. None needs more than one pass over the data. At the end stand two that
+measure nothing, for comparison.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -9,8 +10,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from mas.gradients import Batch, Forward, batch_size, mean_moments, run_forward
+from mas.gradients import Batch, Forward, Reduction, batch_size, mean_moments, run_forward
+from mas.measuring import bare, measuring, named_parameters
 
 Labels = Literal["exact", "sampled", "empirical", "predicted"]
 Norm = Literal["squared_l2", "l2"]
@@ -22,6 +25,8 @@ def mas_importance(
     norm: Norm = "squared_l2",
     forward: Forward | None = None,
     max_samples: int | None = None,
+    max_bytes: int | None = None,
+    reduction: Reduction = "sample",
 ) -> dict[str, Tensor]:
     """Memory Aware Synapses: Ω = 1/N Σ_n |∂‖F(x_n)‖² / ∂θ|. Needs no labels.
 
@@ -32,6 +37,7 @@ def mas_importance(
         norm: "squared_l2" differentiates ‖F‖², "l2" differentiates ‖F‖.
         forward: ``forward(model, batch)`` gives the output where ``model(x)`` would not.
         max_samples: use only the first samples that ``batches`` gives.
+        max_bytes, reduction: as for `mas.mean_moments`.
 
     Returns:
         Importance by parameter name, of the parameter's shape: a mean over samples, in units of
@@ -51,7 +57,7 @@ def mas_importance(
     """
     if norm not in _NORMS:
         raise ValueError(f"norm is {norm!r}; known are {', '.join(map(repr, _NORMS))}")
-    return mean_moments(model, batches, _NORMS[norm], "abs", forward, max_samples)
+    return mean_moments(model, batches, _NORMS[norm], "abs", forward, max_samples, max_bytes, reduction)
 
 
 def fisher_importance(
@@ -61,6 +67,8 @@ def fisher_importance(
     forward: Forward | None = None,
     max_samples: int | None = None,
     generator: torch.Generator | None = None,
+    max_bytes: int | None = None,
+    reduction: Reduction = "sample",
 ) -> dict[str, Tensor]:
     """Diagonal Fisher information of a classifier, F = 1/N Σ_n E_c (∂ log p(c|x_n) / ∂θ)².
 
@@ -74,6 +82,7 @@ def fisher_importance(
         max_samples: use only the first samples that ``batches`` gives.
         generator: draws the labels of "sampled", one number a sample; by default a fresh one,
             seeded 0, so that equal calls give equal results.
+        max_bytes, reduction: as for `mas.mean_moments`.
 
     Returns:
         Importance by parameter name, of the parameter's shape: a mean over samples, in nats per
@@ -88,12 +97,90 @@ def fisher_importance(
     """
     if labels not in _LOG_LIKELIHOODS:
         raise ValueError(f"labels is {labels!r}; known are {', '.join(map(repr, _LOG_LIKELIHOODS))}")
-    objective = _LOG_LIKELIHOODS[labels]
     if labels == "sampled":
-        run = forward or run_forward
-        drawn = _with_uniforms(batches, generator or torch.Generator().manual_seed(0))
-        return mean_moments(model, drawn, objective, "square", lambda m, pair: run(m, pair[0]), max_samples)
-    return mean_moments(model, batches, objective, "square", forward, max_samples)
+        batches = _with_uniforms(batches, generator or torch.Generator().manual_seed(0))
+        forward = _on_first_of_pair(forward or run_forward)
+    objective = _LOG_LIKELIHOODS[labels]
+    return mean_moments(model, batches, objective, "square", forward, max_samples, max_bytes, reduction)
+
+
+def uniform_importance(model: nn.Module, batches: Iterable[Batch], forward: Forward | None = None) -> dict[str, Tensor]:
+    """Ones: with a quadratic penalty that is L2 to the anchor, the control that knows nothing.
+
+    Args:
+        model, batches, forward: as for `mas_importance`. They only show which parameters the
+            output depends on; for others, such as the heads of other tasks, the importance is 0.
+    """
+    unused = {name: p for name, p in named_parameters(model).items() if p.requires_grad}
+    ones = {name: torch.zeros_like(p, requires_grad=False) for name, p in unused.items()}
+    seen = False
+    with measuring(model), torch.enable_grad():
+        for batch in batches:
+            seen = True
+            for name in _used(unused, (forward or run_forward)(bare(model), batch)):
+                ones[name].fill_(1.0)
+                del unused[name]
+            if not unused:
+                break
+    if not seen:
+        raise ValueError("batches gave no sample; give a data loader or a list of batches")
+    return ones
+
+
+def random_importance(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    values: Literal["uniform", "mas"] = "uniform",
+    forward: Forward | None = None,
+    max_samples: int | None = None,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """Random importance: the control that tells whether it matters *which* weights are protected.
+
+    Args:
+        model, batches, forward, max_samples: as for `mas_importance`.
+        values: "uniform" draws from 0 to 1 wherever `uniform_importance` is not 0; "mas" permutes
+            the MAS importance within each parameter, which keeps its distribution and so the
+            strength of the penalty.
+        generator: makes the draws, on the CPU; by default a fresh one, seeded 0.
+    """
+    if values not in ("uniform", "mas"):
+        raise ValueError(f"values is {values!r}; known are 'uniform', 'mas'")
+    generator = generator or torch.Generator().manual_seed(0)
+    if values == "uniform":
+        ones = uniform_importance(model, batches, forward)
+        return {name: t * torch.rand(t.shape, generator=generator).to(t) for name, t in ones.items()}
+    found = mas_importance(model, batches, forward=forward, max_samples=max_samples)
+    return {
+        name: t.flatten()[torch.randperm(t.numel(), generator=generator).to(t.device)].reshape(t.shape)
+        for name, t in found.items()
+    }
+
+
+def last_layer(model: nn.Module, batch: Batch, forward: Forward | None = None) -> set[str]:
+    """Name the parameters of the module that is called last: the classifier, or a task's head.
+
+    >>> sorted(last_layer(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), torch.ones(1, 2)))
+    ['2.bias', '2.weight']
+    """
+    called: list[nn.Module] = []
+    with measuring(model), torch.no_grad():
+        owners = [m for m in bare(model).modules() if any(True for _ in m.parameters(recurse=False))]
+        hooks = [m.register_forward_hook(lambda m, *_: called.append(m)) for m in owners]
+        try:
+            (forward or run_forward)(bare(model), batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    last = {id(p) for p in called[-1].parameters(recurse=False)} if called else set()
+    return {name for name, p in named_parameters(model).items() if id(p) in last}
+
+
+def _used(params: dict[str, nn.Parameter], output: Any) -> list[str]:
+    """Name the parameters that an output depends on."""
+    sums = [leaf.sum() for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    found = torch.autograd.grad(sums, list(params.values()), allow_unused=True) if sums else ()
+    return [name for name, g in zip(params, found, strict=False) if g is not None]
 
 
 def _squared_l2(output: Tensor, batch: Batch) -> Tensor:
@@ -160,3 +247,7 @@ def _at(log_p: Tensor, label: Tensor) -> Tensor:
 def _with_uniforms(batches: Iterable[Batch], generator: torch.Generator) -> Iterator[tuple[Batch, Tensor]]:
     for batch in batches:
         yield batch, torch.rand(batch_size(batch), generator=generator, dtype=torch.float64)
+
+
+def _on_first_of_pair(run: Forward) -> Forward:
+    return lambda model, pair: run(model, pair[0])

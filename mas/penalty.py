@@ -117,7 +117,7 @@ class QuadraticPenalty:
         if name not in self.importance:
             self.importance[name], self.anchor[name] = omega.clone(), anchor.clone()
             return
-        was, stood = _grow(self.importance[name], omega, 0.0), _grow(self.anchor[name], anchor)
+        was, stood = grow(self.importance[name], omega, 0.0), grow(self.anchor[name], anchor)
         if self.accumulate == "quadratics":
             total = was + omega
             self.constant += float(
@@ -146,6 +146,15 @@ class QuadraticPenalty:
         return params, [self.anchor[n] for n in names], [self.importance[n] for n in names]
 
 
+def grow(tensor: Tensor, like: Tensor, fill: float | None = None) -> Tensor:
+    """Extend ``tensor`` to the shape of ``like``: with ``fill``, or with the values of ``like``."""
+    if tensor.shape == like.shape:
+        return tensor
+    grown = like.clone() if fill is None else torch.full_like(like, fill)
+    grown[tuple(slice(0, n) for n in tensor.shape)] = tensor
+    return grown
+
+
 _SETTINGS = ("strength", "accumulate", "factor", "constant")
 _TINY = 1e-38  # keeps 0 / 0 out of the weighted mean; such entries take the new anchor
 
@@ -170,15 +179,6 @@ def _check(weights: Mapping[str, Tensor], importance: Mapping[str, Tensor]) -> N
             raise ValueError(
                 f"importance of {name!r} has values that are negative or not finite; importance is at least 0"
             )
-
-
-def _grow(tensor: Tensor, like: Tensor, fill: float | None = None) -> Tensor:
-    """Extend ``tensor`` to the shape of ``like``: with ``fill``, or with the values of ``like``."""
-    if tensor.shape == like.shape:
-        return tensor
-    grown = like.clone() if fill is None else torch.full_like(like, fill)
-    grown[tuple(slice(0, n) for n in tensor.shape)] = tensor
-    return grown
 
 
 def _cut(parameter: Tensor, anchor: Tensor, name: str, with_grad: bool) -> Tensor:

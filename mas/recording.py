@@ -47,10 +47,10 @@ class Use:
     sources: dict[str, Tensor]  # "weight" or "bias" -> a parameter, or a tensor derived from parameters
     names: dict[str, tuple[str, ...]]  # the same -> the names of those parameters
     arguments: dict[str, Any]
-    edge: GradientEdge
     shape: tuple[int, ...]  # of the input or output, whichever tells where the samples are
     version: int  # of the input: tells whether it was overwritten since
     layout: Layout | None = None
+    edge: GradientEdge | None = None  # the output's place in the autograd graph
 
     @property
     def parameters(self) -> set[str]:
@@ -125,18 +125,24 @@ class Recorder(TorchFunctionMode):
         if not names or _transformed(a.get("input")) or (key := self._key(func, names)) in self.skip:
             return func(*args, **kwargs)
         sources = {role: a[role] for role in names}
-        # aliases: the graph no longer leads to the parameters themselves
-        alias = {id(t): t.detach().requires_grad_() for t in sources.values()}
-        output = func(
-            *(alias.get(id(arg), arg) for arg in args), **{k: alias.get(id(arg), arg) for k, arg in kwargs.items()}
-        )
+        output = self._run(func, args, kwargs, sources)
         x = a.get("input")
         where: Any = x if rule.located_by == "input" else output
         kept = a if rule.needs_input else {role: value for role, value in a.items() if role != "input"}
         version = x._version if isinstance(x, Tensor) else 0
-        edge = get_gradient_edge(output)
-        self.uses.append(Use(rule, key, sources, names, kept, edge, tuple(where.shape), version))
+        self._note(Use(rule, key, sources, names, kept, tuple(where.shape), version), output)
         return output
+
+    def _run(self, func: Any, args: Any, kwargs: Any, sources: dict[str, Tensor]) -> Tensor:
+        """Call with aliases: the graph no longer leads to the parameters themselves."""
+        alias = {id(t): t.detach().requires_grad_() for t in sources.values()}
+        return func(
+            *(alias.get(id(arg), arg) for arg in args), **{k: alias.get(id(arg), arg) for k, arg in kwargs.items()}
+        )
+
+    def _note(self, use: Use, output: Tensor) -> None:
+        use.edge = get_gradient_edge(output)
+        self.uses.append(use)
 
     def _key(self, func: Any, names: dict[str, tuple[str, ...]]) -> Key:
         call = (func, *names.items())

@@ -8,15 +8,52 @@ if __name__ != "mas.strategies":
         f"import mas.strategies, not {__name__}: under two names there would be two copies of every class"
     )
 
-from mas.strategies.plugins import EWCPlugin, ImportancePlugin, MASPlugin
-from mas.strategies.supervised import EWC, MAS, Joint, Naive
+from mas.strategies.plugins import (
+    EWCPlugin,
+    ImportancePlugin,
+    L2Plugin,
+    LocalMASPlugin,
+    MASPlugin,
+    OnlineEWCPlugin,
+    RandomPlugin,
+    RWalkPlugin,
+    SIPlugin,
+)
+from mas.strategies.supervised import EWC, L2, MAS, SI, Joint, LocalMAS, Naive, OnlineEWC, Random, RWalk
 
 STRATEGIES = {
     "naive": Naive,
     "joint": Joint,
     "mas": MAS,
+    "local_mas": LocalMAS,
     "ewc": EWC,
+    "online_ewc": OnlineEWC,
+    "si": SI,
+    "rwalk": RWalk,
+    "l2": L2,
+    "random": Random,
 }
 """Name in YAML -> strategy class. The first line of its docstring is what ``mas list`` says."""
 
-__all__ = ["EWC", "MAS", "STRATEGIES", "EWCPlugin", "ImportancePlugin", "Joint", "MASPlugin", "Naive"]
+__all__ = [
+    "EWC",
+    "L2",
+    "MAS",
+    "SI",
+    "STRATEGIES",
+    "EWCPlugin",
+    "ImportancePlugin",
+    "Joint",
+    "L2Plugin",
+    "LocalMAS",
+    "LocalMASPlugin",
+    "MASPlugin",
+    "Naive",
+    "OnlineEWC",
+    "OnlineEWCPlugin",
+    "RWalk",
+    "RWalkPlugin",
+    "Random",
+    "RandomPlugin",
+    "SIPlugin",
+]

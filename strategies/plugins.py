@@ -2,10 +2,11 @@
 
 `ImportancePlugin` is the whole mechanism: measure importance after each experience, join it to
 the penalty, add the penalty's gradient in each step. A method only says which measure and which
-penalty it is made of.
+penalty it is made of; those that gather importance while training (SI, RWalk) also say when.
 """
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -14,15 +15,30 @@ from annotated_types import Ge, Gt, Le
 from avalanche.models.utils import avalanche_forward
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from mas.importance import Labels, Norm, fisher_importance, mas_importance
+from mas.gradients import Reduction
+from mas.importance import (
+    Labels,
+    Norm,
+    fisher_importance,
+    last_layer,
+    mas_importance,
+    random_importance,
+    uniform_importance,
+)
+from mas.local import local_mas_importance
+from mas.path_integral import PathIntegral, RiemannianWalk
 from mas.penalty import QuadraticPenalty
 
 NonNegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
 Fraction = Annotated[float, Ge(0), Le(1)]
 Count = Annotated[int, Gt(0)]
+Accumulate = Literal["sum", "ema", "decay"]
+Parameters = Literal["all", "backbone"]
 Measure = Callable[..., dict[str, Tensor]]
+Data = Dataset[Any] | Callable[[Any], Dataset[Any]]
 
 
 class ImportancePlugin(SupervisedPlugin[Any]):
@@ -32,39 +48,91 @@ class ImportancePlugin(SupervisedPlugin[Any]):
         measure: ``measure(model, batches, forward=...)`` gives importance by parameter name, as
             `mas.mas_importance` does.
         penalty: what importance is joined to, and what pulls weights back.
-        max_samples: measure on a random draw of that many samples of the experience.
+        parameters: "all" protects every parameter, "backbone" all but those of the layer that is
+            called last (the classifier, or the heads).
+        data: what to measure on instead of the experience's own training data, such as unlabelled
+            or held-out samples: a data set whose items are inputs, or tuples that start with the
+            input, or ``data(experience)``, which gives one. An Avalanche data set brings task
+            labels; samples of another get the experience's.
+        max_samples: measure on a random draw of that many samples.
 
     The logged loss (``strategy.loss`` after the backward pass) includes the penalty. Importance
-    is measured on the experience's own data, in evaluation transforms and eval mode.
+    is measured in evaluation transforms and eval mode.
     """
 
-    def __init__(self, measure: Measure, penalty: QuadraticPenalty, max_samples: int | None = None):
+    __signature__: inspect.Signature
+    gathers = False  # whether importance comes from training, not from a pass over data
+
+    def __init__(
+        self,
+        measure: Measure,
+        penalty: QuadraticPenalty,
+        parameters: Parameters = "all",
+        data: Data | None = None,
+        max_samples: Count | None = None,
+    ):
         super().__init__()
+        if parameters not in ("all", "backbone"):
+            raise ValueError(f"parameters is {parameters!r}; known are 'all', 'backbone'")
         if max_samples is not None and max_samples < 1:
             raise ValueError(f"max_samples is {max_samples}; give a number of at least 1, or None for all")
-        self.measure, self.penalty, self.max_samples = measure, penalty, max_samples
+        self.measure, self.penalty, self.parameters = measure, penalty, parameters
+        self.data, self.max_samples = data, max_samples
         self.generator = torch.Generator().manual_seed(0)
         """Every draw the plugin makes: reseed it for another one; no global stream is touched."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Show the options of this class where a method's ``__init__`` says ``**common``."""
+        super().__init_subclass__(**kwargs)
+        own = list(inspect.signature(cls.__init__).parameters.values())[1:]
+        if own and own[-1].kind is inspect.Parameter.VAR_KEYWORD:
+            rest = list(inspect.signature(ImportancePlugin.__init__).parameters.values())[3:]
+            keyword = inspect.Parameter.KEYWORD_ONLY
+            cls.__signature__ = inspect.Signature([*own[:-1], *(p.replace(kind=keyword) for p in rest)])
 
     def after_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Add the penalty to the gradients and to the loss."""
         strategy.loss = strategy.loss + self.penalty.add_gradient_(strategy.model)
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Measure importance on the experience that ends, and protect the weights as they stand."""
-        importance = self.measure(strategy.model, self._batches(strategy), forward=_forward)
+        """Measure importance for the experience that ends, and protect the weights as they stand."""
+        data: Any = strategy.experience.dataset if self.data is None else self.data
+        self._protect(strategy, data if hasattr(data, "__getitem__") else data(strategy.experience))
+
+    def adapt(self, strategy: Any, data: Dataset[Any]) -> None:
+        """Measure importance on ``data`` too, and join it to the penalty; the weights are its anchor.
+
+        To be called between experiences: unlabelled samples met at test time tell what the
+        network is used for from now on, and so what to protect (Aljundi et al. 2018, sec. 5.3).
+
+        Args:
+            strategy: that the plugin is part of.
+            data: as for the plugin.
+
+        Raises:
+            TypeError: the method gathers importance while training.
+        """
+        if self.gathers:
+            raise TypeError(f"{type(self).__name__} gathers importance while training; it cannot measure it on data")
+        self._protect(strategy, data)
+
+    def _protect(self, strategy: Any, data: Any) -> None:
+        batches, forward = partial(self._batches, strategy, data), _forward(strategy, data)
+        importance = self.measure(strategy.model, batches(), forward=forward)
+        if self.parameters == "backbone":
+            head = last_layer(strategy.model, next(batches()), forward)
+            importance = {name: omega for name, omega in importance.items() if name not in head}
         self.penalty.consolidate(strategy.model, importance)
 
-    def _batches(self, strategy: Any) -> Iterator[list[Tensor]]:
-        dataset = strategy.experience.dataset.eval()
+    def _batches(self, strategy: Any, data: Any) -> Iterator[list[Tensor]]:
+        data = data.eval() if _is_avalanche(data) else data
         drawn = None
         if self.max_samples is not None:
-            drawn = torch.randperm(len(dataset), generator=self.generator)[: self.max_samples].tolist()
-        loader = DataLoader(
-            dataset, strategy.train_mb_size, sampler=drawn, collate_fn=getattr(dataset, "collate_fn", None)
-        )
+            drawn = torch.randperm(len(data), generator=self.generator)[: self.max_samples].tolist()
+        loader = DataLoader(data, strategy.train_mb_size, sampler=drawn, collate_fn=getattr(data, "collate_fn", None))
         for batch in loader:
-            yield [tensor.to(strategy.device) for tensor in batch]
+            parts = [batch] if isinstance(batch, Tensor) else batch
+            yield [tensor.to(strategy.device) for tensor in parts]
 
 
 class MASPlugin(ImportancePlugin):
@@ -76,7 +144,8 @@ class MASPlugin(ImportancePlugin):
         accumulate: "sum" adds up importance over experiences (the authors' code), "ema" averages
             it as Avalanche does, "decay" forgets old importance by ``factor``.
         factor: weight of the old importance in "ema" and "decay".
-        max_samples: measure on that many samples of each experience.
+        reduction: "sample", or "batch" only to reproduce other libraries, see `mas.mean_moments`.
+        common: ``parameters``, ``data``, ``max_samples``, see `ImportancePlugin`.
 
     Source: Aljundi et al. 2018.
     """
@@ -85,11 +154,27 @@ class MASPlugin(ImportancePlugin):
         self,
         lam: NonNegative = 1.0,
         norm: Norm = "squared_l2",
-        accumulate: Literal["sum", "ema", "decay"] = "sum",
+        accumulate: Accumulate = "sum",
         factor: Fraction = 0.5,
-        max_samples: Count | None = None,
+        reduction: Reduction = "sample",
+        **common: Any,
     ):
-        super().__init__(partial(mas_importance, norm=norm), QuadraticPenalty(lam, accumulate, factor), max_samples)
+        measure = partial(mas_importance, norm=norm, reduction=reduction)
+        super().__init__(measure, QuadraticPenalty(lam, accumulate, factor), **common)
+
+
+class LocalMASPlugin(ImportancePlugin):
+    """Local MAS: as `MASPlugin`, Ω from each layer's own output, in forward passes only.
+
+    Args:
+        lam, accumulate, factor: as for `MASPlugin`.
+        common: ``parameters``, ``data``, ``max_samples``, see `ImportancePlugin`.
+
+    Source: Aljundi et al. 2018, l-MAS.
+    """
+
+    def __init__(self, lam: NonNegative = 1.0, accumulate: Accumulate = "sum", factor: Fraction = 0.5, **common: Any):
+        super().__init__(local_mas_importance, QuadraticPenalty(lam, accumulate, factor), **common)
 
 
 class EWCPlugin(ImportancePlugin):
@@ -102,7 +187,8 @@ class EWCPlugin(ImportancePlugin):
         mode: "separate" keeps one quadratic per experience, as one exact sum of constant size;
             "online" keeps the latest anchor and decays old information by ``decay``.
         decay: γ of "online", from 0 to 1.
-        max_samples: measure on that many samples of each experience.
+        reduction: "sample", or "batch" only to reproduce other libraries, see `mas.mean_moments`.
+        common: ``parameters``, ``data``, ``max_samples``, see `ImportancePlugin`.
 
     Source: Kirkpatrick et al. 2017; "online": Schwarz et al. 2018.
     """
@@ -113,19 +199,197 @@ class EWCPlugin(ImportancePlugin):
         labels: Labels = "exact",
         mode: Literal["separate", "online"] = "separate",
         decay: Fraction = 1.0,
-        max_samples: Count | None = None,
+        reduction: Reduction = "sample",
+        **common: Any,
     ):
         if mode not in _EWC_MODES:
             raise ValueError(f"mode is {mode!r}; known are {', '.join(map(repr, _EWC_MODES))}")
-        penalty = QuadraticPenalty(lam / 2, _EWC_MODES[mode], decay)
-        super().__init__(partial(fisher_importance, labels=labels), penalty, max_samples)
+        measure = partial(fisher_importance, labels=labels, reduction=reduction)
+        super().__init__(measure, QuadraticPenalty(lam / 2, _EWC_MODES[mode], decay), **common)
         if labels == "sampled":
-            self.measure = partial(self.measure, generator=self.generator)
+            self.measure = partial(measure, generator=self.generator)
+
+
+class OnlineEWCPlugin(EWCPlugin):
+    """Online EWC: penalty λ/2 Σ F (θ − θ*)², F ← γ F + F_new, θ* the latest weights.
+
+    Args:
+        lam, labels, reduction: as for `EWCPlugin`.
+        decay: γ, from 0 to 1.
+        common: ``parameters``, ``data``, ``max_samples``, see `ImportancePlugin`.
+
+    Source: Schwarz et al. 2018, Progress & Compress, sec. 4.
+    """
+
+    def __init__(
+        self,
+        lam: NonNegative = 100.0,
+        labels: Labels = "exact",
+        decay: Fraction = 0.95,
+        reduction: Reduction = "sample",
+        **common: Any,
+    ):
+        super().__init__(lam, labels, "online", decay, reduction, **common)
+
+
+class SIPlugin(ImportancePlugin):
+    """Synaptic Intelligence: penalty λ Σ Ω (θ − θ*)², Ω gathered along the path of training.
+
+    The gradient that counts is the strategy's without this plugin's penalty.
+
+    Args:
+        lam: λ (the paper's c), at least 0.
+        damping: ξ, above 0.
+        parameters: "all" or "backbone", see `ImportancePlugin`.
+
+    Source: Zenke et al. 2017, see `mas.PathIntegral`.
+    """
+
+    gathers = True
+
+    def __init__(self, lam: NonNegative = 1.0, damping: Positive = 0.1, parameters: Parameters = "all"):
+        super().__init__(self._gathered, QuadraticPenalty(lam, "sum"), parameters)
+        self.damping = damping
+        self.path: PathIntegral | None = None
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Begin a path at the weights as they stand, new heads included."""
+        self.path = PathIntegral(strategy.model, self.damping)
+
+    def after_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Note the gradient before the penalty is added to it."""
+        self._path().before_step()
+        super().after_backward(strategy, *args, **kwargs)
+
+    def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Add what the step has earned."""
+        self._path().after_step()
+
+    def _path(self) -> PathIntegral:
+        if self.path is None:
+            raise RuntimeError("SI saw a step before the experience began; was the plugin added in the middle of it?")
+        return self.path
+
+    def _gathered(self, model: nn.Module, batches: Iterable[Any], forward: Any = None) -> dict[str, Tensor]:
+        return self._path().importance()
+
+
+class RWalkPlugin(ImportancePlugin):
+    """Riemannian Walk: penalty λ Σ (F + s) (θ − θ*)², Fisher information and path integral, each scaled to 1.
+
+    Args:
+        lam: λ, at least 0.
+        alpha: α, the weight of the newest mini-batch in the Fisher information.
+        interval: steps from one look at the Fisher information to the next; an experience may
+            have any number of steps.
+        damping: ε, above 0.
+        parameters: "all" or "backbone", see `ImportancePlugin`.
+
+    Source: Chaudhry et al. 2018, see `mas.RiemannianWalk`.
+    """
+
+    gathers = True
+
+    def __init__(
+        self,
+        lam: NonNegative = 1.0,
+        alpha: Fraction = 0.9,
+        interval: Count = 10,
+        damping: Positive = 0.1,
+        parameters: Parameters = "all",
+    ):
+        if interval < 1:
+            raise ValueError(f"interval is {interval}; give a number of at least 1")
+        super().__init__(self._gathered, QuadraticPenalty(lam, "ema", 0.0), parameters)
+        self.alpha, self.interval, self.damping = alpha, interval, damping
+        self.walk: RiemannianWalk | None = None
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Begin a task at the weights as they stand, new heads included."""
+        self.walk = self.walk or RiemannianWalk(strategy.model, self.alpha, self.damping)
+        self.walk.start()
+
+    def after_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Note the gradient before the penalty is added to it."""
+        self._walk().before_step()
+        super().after_backward(strategy, *args, **kwargs)
+
+    def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Add what the step has earned; now and then look at the Fisher information."""
+        self._walk().after_step()
+        if self._walk().steps == self.interval:
+            self._close_interval(strategy)
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Close the last interval, however short, and protect the weights as they stand."""
+        if self._walk().steps:
+            self._close_interval(strategy)
+        super().after_training_exp(strategy, *args, **kwargs)
+
+    def _close_interval(self, strategy: Any) -> None:
+        batch = [strategy.mb_x, strategy.mb_y, strategy.mb_task_id]
+        self._walk().close_interval(fisher_importance(strategy.model, [batch], "empirical", _by_task_labels))
+
+    def _walk(self) -> RiemannianWalk:
+        if self.walk is None:
+            raise RuntimeError(
+                "RWalk saw a step before the experience began; was the plugin added in the middle of it?"
+            )
+        return self.walk
+
+    def _gathered(self, model: nn.Module, batches: Iterable[Any], forward: Any = None) -> dict[str, Tensor]:
+        return self._walk().importance()
+
+
+class L2Plugin(ImportancePlugin):
+    """L2 to the last anchor: penalty λ Σ (θ − θ*)², the control that protects all weights alike.
+
+    Args:
+        lam: λ, at least 0.
+        parameters: "all" or "backbone", see `ImportancePlugin`.
+    """
+
+    def __init__(self, lam: NonNegative = 1.0, parameters: Parameters = "all"):
+        super().__init__(uniform_importance, QuadraticPenalty(lam, "ema", 0.0), parameters)
+
+
+class RandomPlugin(ImportancePlugin):
+    """Random importance: penalty λ Σ Ω (θ − θ*)², the control that protects weights by lot.
+
+    Args:
+        lam: λ, at least 0.
+        values: "uniform" from 0 to 1, or "mas": the MAS importance, permuted within each parameter,
+            see `mas.random_importance`.
+        accumulate, factor: as for `MASPlugin`.
+        common: ``parameters``, ``data``, ``max_samples``, see `ImportancePlugin`.
+    """
+
+    def __init__(
+        self,
+        lam: NonNegative = 1.0,
+        values: Literal["uniform", "mas"] = "uniform",
+        accumulate: Accumulate = "sum",
+        factor: Fraction = 0.5,
+        **common: Any,
+    ):
+        super().__init__(random_importance, QuadraticPenalty(lam, accumulate, factor), **common)
+        self.measure = partial(random_importance, values=values, generator=self.generator)
 
 
 _EWC_MODES: dict[str, Literal["quadratics", "decay"]] = {"separate": "quadratics", "online": "decay"}
 
 
-def _forward(model: nn.Module, batch: list[Tensor]) -> Any:
-    """Run the model as Avalanche's strategies do: task labels, the batch's last item, go along."""
+def _is_avalanche(data: Any) -> bool:
+    return hasattr(data, "targets_task_labels")
+
+
+def _forward(strategy: Any, data: Any) -> Callable[[nn.Module, list[Tensor]], Any]:
+    """Run the model as Avalanche's strategies do, where task labels go along."""
+    if _is_avalanche(data):
+        return _by_task_labels
+    (task, *_) = strategy.experience.task_labels
+    return lambda model, batch: avalanche_forward(model, batch[0], torch.full((len(batch[0]),), task))
+
+
+def _by_task_labels(model: nn.Module, batch: list[Tensor]) -> Any:
     return avalanche_forward(model, batch[0], batch[-1])

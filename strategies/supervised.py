@@ -13,7 +13,17 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mas.strategies.plugins import EWCPlugin, ImportancePlugin, MASPlugin
+from mas.strategies.plugins import (
+    EWCPlugin,
+    ImportancePlugin,
+    L2Plugin,
+    LocalMASPlugin,
+    MASPlugin,
+    OnlineEWCPlugin,
+    RandomPlugin,
+    RWalkPlugin,
+    SIPlugin,
+)
 
 
 def on_plugin(plugin: type[ImportancePlugin]) -> Callable[..., None]:
@@ -46,10 +56,46 @@ class MAS(Naive):
     __init__ = on_plugin(MASPlugin)
 
 
+class LocalMAS(Naive):
+    """Local MAS: importance from each layer's own output, in forward passes only (Aljundi 2018)."""
+
+    __init__ = on_plugin(LocalMASPlugin)
+
+
 class EWC(Naive):
     """Elastic Weight Consolidation: protect by Fisher information of past experiences (Kirkpatrick 2017)."""
 
     __init__ = on_plugin(EWCPlugin)
+
+
+class OnlineEWC(Naive):
+    """Online EWC: one running Fisher information and the latest anchor (Schwarz 2018)."""
+
+    __init__ = on_plugin(OnlineEWCPlugin)
+
+
+class SI(Naive):
+    """Synaptic Intelligence: importance gathered along the path of training (Zenke 2017)."""
+
+    __init__ = on_plugin(SIPlugin)
+
+
+class RWalk(Naive):
+    """Riemannian Walk: Fisher information and path integral together (Chaudhry 2018)."""
+
+    __init__ = on_plugin(RWalkPlugin)
+
+
+class L2(Naive):
+    """L2 to the last anchor: all weights protected alike, a control."""
+
+    __init__ = on_plugin(L2Plugin)
+
+
+class Random(Naive):
+    """Random importance: weights protected by lot, a control."""
+
+    __init__ = on_plugin(RandomPlugin)
 
 
 class Joint(JointTraining[Any, Any, Any]):

@@ -325,6 +325,8 @@ CASES: dict[str, Callable[[], tuple[Any, ...]]] = {
     "conv2d_all": lambda: (ending(nn.Conv2d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2)), flat(4, 7, 6)),
     "conv2d_same": lambda: (ending(nn.Conv2d(2, 3, 3, padding="same")), flat(2, 5, 5)),
     "conv2d_same_even": lambda: (ending(nn.Conv2d(2, 3, 2, padding="same")), flat(2, 5, 5)),
+    "conv2d_same_dilated": lambda: (ending(nn.Conv2d(2, 3, (2, 3), padding="same", dilation=(3, 2))), flat(2, 5, 5)),
+    "conv1d_valid": lambda: (ending(nn.Conv1d(2, 3, 3, padding="valid")), flat(2, 5)),
     "conv2d_circular": lambda: (ending(nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular")), flat(2, 5, 5)),
     "conv3d": lambda: (ending(nn.Conv3d(2, 3, 2, padding=1)), flat(2, 3, 3, 3)),
     "conv2d_reflect": lambda: (ending(nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect")), flat(2, 5, 5)),
@@ -426,7 +428,7 @@ CASES |= {
     "avalanche_slim_resnet": lambda: (SlimResNet18(3, nf=2), flat(3, 32, 32)),
 }
 
-SLOW = {"conv2d_same_even", "branching", "own_vmap", "two_tasks"}  # those without closed forms for all they do
+SLOW = {"branching", "own_vmap", "two_tasks"}  # those without closed forms for all they do
 
 
 def make(name: str) -> Case:

@@ -16,7 +16,7 @@ FLOORS = [
     {"measuring", "rules"},
     {"recording"},
     {"gradients"},
-    {"importance", "penalty", "forgetting"},
+    {"importance", "local", "penalty", "path_integral", "forgetting"},
     {"strategies", "benchmarks"},
     {"experiments"},
     {"cli"},

@@ -1,14 +1,17 @@
 """Laws 1 to 3 on every estimator, and what each means on a model with a closed form."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from mas import fisher_importance, mas_importance
+from mas import fisher_importance, local_mas_importance, mas_importance, random_importance, uniform_importance
+from mas.importance import last_layer
 from tests.cases import CASES, ESTIMATORS, SAMPLING, N, classify, make
 from tests.conftest import assert_same
-from tests.oracles.moments import one_sample
+from tests.oracles.moments import local_mas_by_loop, moments_by_loop, one_sample
 from tests.test_gradients import assert_unchanged, snapshot
 
 
@@ -22,26 +25,158 @@ def test_law_1_equals_its_formula_by_a_loop(estimator, name):
     assert_same(found, oracle(case.model, case.batch, forward=case.forward))
 
 
-@pytest.mark.parametrize("name", ["mlp", "residual", "attention", "two_tasks"])
-@pytest.mark.parametrize("estimator", [*ESTIMATORS, *SAMPLING])
+MEASURES = {
+    **{name: pair[0] for name, pair in ESTIMATORS.items()},
+    **SAMPLING,
+    "local_mas": local_mas_importance,
+    "uniform": uniform_importance,
+    "random": random_importance,
+    "random_mas": partial(random_importance, values="mas"),
+}
+NO_LOCAL = {"branching", "own_vmap", "two_tasks"}  # parameters used by hand, in no layer
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual", "attention", "two_tasks", "gpt", "avalanche_mlp"])
+@pytest.mark.parametrize("estimator", MEASURES)
 def test_law_2_batching_cannot_matter(estimator, name):
+    if estimator == "local_mas" and name in NO_LOCAL:
+        pytest.skip("refused")
     case = classify(make(name))
-    measure = {**{key: pair[0] for key, pair in ESTIMATORS.items()}, **SAMPLING}[estimator]
+    measure = MEASURES[estimator]
     whole = measure(case.model, [case.batch], forward=case.forward)
     singles = [one_sample(case.batch, n) for n in range(N)]
     assert_same(measure(case.model, singles, forward=case.forward), whole)
-    if estimator in ESTIMATORS:  # draws follow the order of samples
+    if estimator not in SAMPLING:  # draws follow the order of samples
         assert_same(measure(case.model, singles[::-1], forward=case.forward), whole)
 
 
 @pytest.mark.parametrize("name", ["mlp", "batch_norm2d", "dropout", "lstm"])
-@pytest.mark.parametrize("estimator", [*ESTIMATORS, *SAMPLING])
+@pytest.mark.parametrize("estimator", MEASURES)
 def test_law_3_measuring_changes_nothing(estimator, name):
     case = classify(make(name))
-    measure = {**{key: pair[0] for key, pair in ESTIMATORS.items()}, **SAMPLING}[estimator]
     before = snapshot(case.model)
-    measure(case.model, [case.batch], forward=case.forward)
+    MEASURES[estimator](case.model, [case.batch], forward=case.forward)
+    last_layer(case.model, case.batch, case.forward)
     assert_unchanged(before, snapshot(case.model))
+
+
+CHAIN = [
+    *("linear", "mlp", "linear_sequence", "conv1d", "conv2d_all", "conv3d", "conv_transpose2d_all", "embedding"),
+    *("batch_norm1d", "batch_norm2d", "layer_norm", "rms_norm", "group_norm", "instance_norm", "prelu"),
+    *("lenet", "small_cnn"),
+]
+
+
+@pytest.mark.parametrize("name", CHAIN)
+def test_local_mas_is_its_formula_layer_by_layer(name):
+    case = make(name)
+    found = local_mas_importance(case.model, [case.batch])
+    case.model.eval()
+    assert_same(found, local_mas_by_loop(case.model, case.batch))
+    assert any(t.any() for t in found.values())
+
+
+@pytest.mark.parametrize("name", sorted(CASES.keys() - NO_LOCAL))
+def test_local_mas_for_any_model_batched_or_not(name):
+    case = make(name)
+    whole = local_mas_importance(case.model, [case.batch], case.forward)
+    singles = [one_sample(case.batch, n) for n in range(N)]
+    assert_same(local_mas_importance(case.model, singles, case.forward), whole)
+    assert_same(local_mas_importance(case.model, singles, case.forward, max_bytes=1), whole)
+
+
+def test_local_mas_of_relu_layers_is_hebbs_rule():
+    """For inputs of one sign, 1/N Σ_n 2 y_i x_j, of weights between layers of ReLU units."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3), nn.ReLU()).double()
+    x = torch.rand(50, 4, dtype=torch.float64)
+    y = model[:2](x)
+    z = model(x)
+    found = local_mas_importance(model, [x])
+    assert_same(found, found | {"0.weight": 2 * y.T @ x / 50, "2.weight": 2 * z.T @ y / 50, "2.bias": 2 * z.mean(0)})
+
+
+def test_local_mas_makes_no_backward_pass(monkeypatch):
+    monkeypatch.setattr(torch.autograd, "grad", lambda *_, **__: pytest.fail("a backward pass"))
+    case = make("mlp")
+    local_mas_importance(case.model, [case.batch])
+
+
+def test_local_mas_sees_an_addition_in_place_between_layer_and_activation():
+    class Added(nn.Linear):
+        def forward(self, x):
+            h = super().forward(x)
+            h += 1
+            return h.relu()
+
+    model, x = Added(3, 2).double(), torch.randn(5, 3, dtype=torch.float64)
+    y = nn.functional.linear(x, model.weight, model.bias)
+    expected = (2 * y[:, :, None] * x[:, None, :]).abs().mean(0).detach()
+    assert_same({"w": local_mas_importance(model, [x])["weight"]}, {"w": expected})
+
+
+@pytest.mark.parametrize("name", sorted(NO_LOCAL))
+def test_local_mas_refuses_parameters_outside_of_layers_by_name(name):
+    case = make(name)
+    with pytest.raises(ValueError, match=r"knows no layer that uses .*(weight|bias).*; freeze"):
+        local_mas_importance(case.model, [case.batch], case.forward)
+    for p in case.model.parameters():
+        p.requires_grad_(False)
+
+
+def test_local_mas_of_a_diverged_network_is_refused():
+    case = make("mlp")
+    case.batch[3] = torch.inf
+    with pytest.raises(FloatingPointError, match="for sample 3"):
+        local_mas_importance(case.model, [case.batch])
+
+
+def test_reduction_batch_is_the_moment_of_batch_mean_gradients():
+    case = make("mlp")
+    expected = moments_by_loop(
+        case.model, case.batch[None], lambda out, b: out.square().sum(-1).mean()[None], "abs", lambda m, b: m(b[0])
+    )
+    assert_same(mas_importance(case.model, [case.batch], reduction="batch"), expected)
+
+
+def test_uniform_importance_is_one_where_the_output_depends_on_it():
+    case = make("avalanche_mlp")
+    found = uniform_importance(case.model, [case.batch], case.forward)
+    for name, omega in found.items():
+        assert (omega == (0.0 if "classifiers.0" in name else 1.0)).all(), name
+    with pytest.raises(ValueError, match="gave no sample"):
+        uniform_importance(case.model, [])
+
+
+def test_random_importance_repeats_for_a_seed_and_keeps_a_permutations_values():
+    case = make("mlp")
+    first, again = (random_importance(case.model, [case.batch]) for _ in range(2))
+    other = random_importance(case.model, [case.batch], generator=torch.Generator().manual_seed(5))
+    assert_same(first, again, tolerance=0)
+    assert (first["0.weight"] != other["0.weight"]).any()
+    assert all(((t >= 0) & (t < 1)).all() for t in first.values())
+    omega = mas_importance(case.model, [case.batch])
+    shuffled = random_importance(case.model, [case.batch], "mas")
+    for name, t in omega.items():
+        assert torch.equal(t.flatten().sort().values, shuffled[name].flatten().sort().values)
+    assert (omega["0.weight"] != shuffled["0.weight"]).any()
+    with pytest.raises(ValueError, match="values is 'normal'; known are 'uniform', 'mas'"):
+        random_importance(case.model, [case.batch], "normal")
+
+
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("mlp", {"4.weight", "4.bias"}),
+        ("residual", {"out.weight", "out.bias"}),
+        ("tied_modules", {"embedding.weight", "out.bias"}),
+        ("avalanche_mlp", {f"classifier.classifiers.1.classifier.{part}" for part in ("weight", "bias")}),
+    ],
+)
+def test_the_last_layer_is_the_one_called_last(name, last):
+    case = make(name)
+    assert last_layer(case.model, case.batch, case.forward) == last
+    assert last_layer(nn.DataParallel(case.model), case.batch, case.forward) == last
 
 
 def test_mas_needs_no_labels():

@@ -26,13 +26,9 @@ def expand(config: Forgetting) -> list[Cell]:
     data = resolved(config)
     shared = {key: data[key] for key in ("experiment", "benchmark", "model", "training")}
     return [
-        Cell(
-            strategy["label"] or strategy["name"],
-            seed,
-            shared | {"strategy": {k: v for k, v in strategy.items() if k != "label"}},
-        )
+        Cell(label, seed, shared | {"strategy": {k: v for k, v in strategy.items() if k != "label"}})
         for seed in config.seed_list()
-        for strategy in data["strategies"]
+        for label, strategy in zip(config.labels(), data["strategies"], strict=True)
     ]
 
 

@@ -23,6 +23,12 @@ class StrategyOptions(Options):
 
     label: Label | None = None
 
+    def title(self) -> str:
+        """Give the label, or else the name; one whose numbers depend on the batch size says so."""
+        title: str = self.label or self.name  # type: ignore[attr-defined]
+        per_batch = getattr(self, "reduction", None) == "batch"
+        return f"{title}-batch" if per_batch and "batch" not in title else title
+
 
 class Training(Options):
     """How each experience is trained."""
@@ -38,7 +44,8 @@ class Training(Options):
 
 
 # What every Avalanche strategy takes is set by the experiment; the rest is the strategy's own.
-_NOT_OPTIONS = frozenset({*inspect.signature(STRATEGIES["naive"]).parameters, "plugins"})
+# `data` is a Python object.
+_NOT_OPTIONS = frozenset({*inspect.signature(STRATEGIES["naive"]).parameters, "plugins", "data"})
 
 STREAM_MODELS = models_of(STREAMS, "stream", frozenset({"seed"}))
 MODEL_MODELS = models_of(MODELS, "name", frozenset({"shape"}))
@@ -74,8 +81,8 @@ class Forgetting(Options):
         return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
 
     def labels(self) -> list[str]:
-        """Give the label of each strategy: its name unless it has one."""
-        return [strategy.label or strategy.name for strategy in self.strategies]
+        """Give the title of each strategy, by which results are told apart."""
+        return [strategy.title() for strategy in self.strategies]
 
 
 def load_config(path: Path, changes: Sequence[str] = ()) -> Forgetting:

@@ -19,15 +19,9 @@ def _weight(transposed: bool):  # type: ignore[no-untyped-def]
     return weight
 
 
-def _padding(a: Arguments) -> list[int] | None:
-    """Give the symmetric padding on each side, or None where it is not symmetric."""
+def _padding(a: Arguments) -> list[int]:
     sides, padding = a["weight"].ndim - 2, a.get("padding", 0)
-    if padding == "valid":
-        return [0] * sides
-    if padding == "same":
-        spans = [d * (k - 1) for d, k in zip(_spread(a.get("dilation", 1), sides), a["weight"].shape[2:], strict=True)]
-        return None if any(span % 2 for span in spans) else [span // 2 for span in spans]
-    return _spread(padding, sides)
+    return [0] * sides if padding == "valid" else _spread(padding, sides)
 
 
 def _spread(value: int | tuple[int, ...], sides: int) -> list[int]:
@@ -40,20 +34,16 @@ def channel_summed(g: Tensor) -> Tensor:
     return g.flatten(2).sum(2) if g.ndim > 2 else g.clone()
 
 
-def _applies(a: Arguments) -> bool:
-    return a["input"].ndim == a["weight"].ndim and _padding(a) is not None
-
-
 CONVOLUTION = Rule(
     ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     weight=_weight(transposed=False),
     bias=lambda g, a: channel_summed(g),
-    applies=_applies,
+    applies=lambda a: a["input"].ndim == a["weight"].ndim and a.get("padding") != "same",
 )
 
 TRANSPOSED = Rule(
     ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
     weight=_weight(transposed=True),
     bias=lambda g, a: channel_summed(g),
-    applies=_applies,
+    applies=lambda a: a["input"].ndim == a["weight"].ndim and a.get("padding") != "same",
 )

@@ -1,4 +1,4 @@
-"""Functions written out in simpler ones, which have closed forms: attention and recurrent layers.
+"""Functions written out in simpler ones, which have closed forms: attention, recurrent layers, padding.
 
 Each gives what the function of torch gives, up to rounding, or NotImplemented.
 """
@@ -104,8 +104,27 @@ def _single(cell: Cell) -> Callable[..., Any]:
     return run
 
 
+def _padded(convolution: Callable[..., Tensor]) -> Callable[..., Any]:
+    """Write out padding="same" where it is not the same on both sides: no native weight gradient takes it."""
+
+    def run(
+        x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, *more: Any, **named: Any
+    ) -> Any:
+        if padding != "same":
+            return NotImplemented
+        dilation = more[0] if more else named.get("dilation", 1)
+        sides = weight.ndim - 2
+        dilations = [dilation] * sides if isinstance(dilation, int) else list(dilation) * (sides // len(dilation))
+        spans = [d * (k - 1) for d, k in zip(dilations, weight.shape[2:], strict=True)]
+        ends = [end for span in reversed(spans) for end in (span // 2, span - span // 2)]
+        return convolution(F.pad(x, ends), weight, bias, stride, 0, *more, **named)
+
+    return run
+
+
 EXPANSIONS: dict[Any, Callable[..., Any]] = {
     F.multi_head_attention_forward: opened(F.multi_head_attention_forward),
+    **{convolution: _padded(convolution) for convolution in (F.conv1d, F.conv2d, F.conv3d)},
     torch.lstm: _layers(_lstm_cell),
     torch.gru: _layers(_gru_cell),
     torch.rnn_tanh: _layers(_elman_cell(torch.tanh)),

@@ -61,3 +61,24 @@ def fisher_by_loop(model, batch, labels, forward=None):
             for name in total:
                 total[name] += weights[c] * squares[name] / len(x)
     return total
+
+
+ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.GELU, nn.Sigmoid)
+
+
+def local_mas_by_loop(model: nn.Sequential, batch):
+    """Aljundi 2018, l-MAS, written out: each layer of a chain by itself, with its activation, sample by sample."""
+    parts = [part for part in model.modules() if not isinstance(part, nn.Sequential)]
+    total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    names = {id(p): name for name, p in model.named_parameters()}
+    for n in range(len(batch)):
+        x = batch[n : n + 1]
+        for layer, after in zip(parts, [*parts[1:], nn.Identity()], strict=True):
+            y = layer(x)
+            own = list(layer.parameters())
+            if own:
+                output = type(after)()(y) if isinstance(after, ACTIVATIONS) else y
+                for p, g in zip(own, torch.autograd.grad(output.square().sum(), own, retain_graph=True), strict=True):
+                    total[names[id(p)]] += g.abs() / len(batch)
+            x = y.detach()
+    return total
