@@ -97,9 +97,10 @@ class ImportancePlugin(SupervisedPlugin[Any]):
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Measure importance for the experience that ends, and protect the weights as they stand."""
         data: Any = strategy.experience.dataset if self.data is None else self.data
-        self._protect(strategy, data if hasattr(data, "__getitem__") else data(strategy.experience))
+        (task, *_) = strategy.experience.task_labels
+        self._protect(strategy, data if hasattr(data, "__getitem__") else data(strategy.experience), task)
 
-    def adapt(self, strategy: Any, data: Dataset[Any]) -> None:
+    def adapt(self, strategy: Any, data: Dataset[Any], task_label: int = 0) -> None:
         """Measure importance on ``data`` too, and join it to the penalty; the weights are its anchor.
 
         To be called between experiences: unlabelled samples met at test time tell what the
@@ -107,17 +108,18 @@ class ImportancePlugin(SupervisedPlugin[Any]):
 
         Args:
             strategy: that the plugin is part of.
-            data: as for the plugin.
+            data: a data set, as for the plugin.
+            task_label: of all samples, unless an Avalanche data set brings its own.
 
         Raises:
             TypeError: the method gathers importance while training.
         """
         if self.gathers:
             raise TypeError(f"{type(self).__name__} gathers importance while training; it cannot measure it on data")
-        self._protect(strategy, data)
+        self._protect(strategy, data, task_label)
 
-    def _protect(self, strategy: Any, data: Any) -> None:
-        batches, forward = partial(self._batches, strategy, data), _forward(strategy, data)
+    def _protect(self, strategy: Any, data: Any, task: int) -> None:
+        batches, forward = partial(self._batches, strategy, data), _forward(data, task)
         importance = self.measure(strategy.model, batches(), forward=forward)
         if self.parameters == "backbone":
             head = last_layer(strategy.model, next(batches()), forward)
@@ -383,11 +385,10 @@ def _is_avalanche(data: Any) -> bool:
     return hasattr(data, "targets_task_labels")
 
 
-def _forward(strategy: Any, data: Any) -> Callable[[nn.Module, list[Tensor]], Any]:
+def _forward(data: Any, task: int) -> Callable[[nn.Module, list[Tensor]], Any]:
     """Run the model as Avalanche's strategies do, where task labels go along."""
     if _is_avalanche(data):
         return _by_task_labels
-    (task, *_) = strategy.experience.task_labels
     return lambda model, batch: avalanche_forward(model, batch[0], torch.full((len(batch[0]),), task))
 
 

@@ -204,7 +204,7 @@ def test_batch_size_needs_a_tensor():
 WRAPPED = {
     "compile": lambda model: torch.compile(model, backend="aot_eager"),
     "data_parallel": nn.DataParallel,
-    "both": lambda model: nn.DataParallel(torch.compile(model, backend="aot_eager")),
+    "both": lambda model: nn.DataParallel(torch.compile(model, backend="aot_eager")),  # type: ignore[type-var]
 }
 
 
