@@ -63,7 +63,8 @@ def test_check_prints_the_cells_and_runs_nothing(here):
     assert done.exit_code == 0
     assert done.output.splitlines() == [
         "naive-seed3: name=naive",
-        "mas-seed3: name=mas, lam=7.0, norm=squared_l2, accumulate=sum, factor=0.5, max_samples=None",
+        "mas-seed3: name=mas, lam=7.0, norm=squared_l2, accumulate=sum, factor=0.5, reduction=sample, "
+        "parameters=all, max_samples=None",
         "small.yaml is valid: 2 cells",
     ]
     assert not (here / "runs").exists()

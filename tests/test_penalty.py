@@ -49,6 +49,10 @@ class TestGradient:
         assert value.item() == pytest.approx(penalty.value(model).item(), rel=1e-12)
         assert not value.requires_grad
 
+    def test_law_5_in_pieces(self, rule, name, monkeypatch):
+        monkeypatch.setattr("mas.penalty._PIECE", 5)  # numbers, so that most parameters are cut
+        self.test_law_5_fused_gradient_is_autograds(rule, name)
+
     def test_law_5_and_finite_differences(self, rule, name):
         model = make(name).model
         penalty, _ = after_tasks(model, rule)
