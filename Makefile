@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := mas strategies benchmarks tests
 
-.PHONY: demo test lint check-fast clean
+.PHONY: demo test lint check-fast bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mas run configs/split_digits.yaml
@@ -20,6 +20,10 @@ lint: $(VENV)/.installed-dev
 # The tests in a quarter of the time, while working.
 check-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+
+# The speed table: docs/benchmarks.json and docs/benchmarks.md. Leave the machine alone meanwhile.
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -W ignore -m tests.bench
 
 # An install is repeated only when what it depends on has changed.
 $(VENV)/.installed: setup.cfg pyproject.toml

@@ -11,22 +11,20 @@ one backward pass a sample. So a missing closed form costs time, never a wrong n
 """
 
 import operator
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from functools import reduce
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from mas.batches import Batch, Forward, batch_size, chunks, first_samples, run_forward, samples
+from mas.fallback import Fallback, accumulate, zeros_for
 from mas.measuring import bare, measuring, named_parameters
 from mas.recording import Key, Layout, Recorder, Use, close, leaves, locate
 
-Batch = Any  # a tensor, or any nest of tuples, lists and dicts that holds tensors
-Forward = Callable[[nn.Module, Batch], Any]
 Objective = Callable[[Any, Batch], Tensor]
 Moment = Literal["abs", "square"]
 Reduction = Literal["sample", "batch"]
@@ -34,7 +32,6 @@ Share = tuple[Use, str, Tensor]  # a use, "weight" or "bias", the gradient of it
 
 _CACHE_BYTES = 2**20  # of per-sample gradients at once on a CPU: what stays in its cache is quick
 _DEVICE_BYTES = 256 * 2**20  # the same on an accelerator, where a few large operations are quick
-_VMAP_BYTES = 64 * 2**20  # at least this for vmap, whose every chunk costs a whole pass
 
 
 def per_sample_moments(
@@ -52,7 +49,8 @@ def per_sample_moments(
     number.
 
     Args:
-        model: any module. It is run in eval mode and left as it was found.
+        model: any module. It is run in eval mode and left as it was found. Hooks on parameters
+            are not called.
         batch: a tensor, or a nest of tuples, lists and dicts; the first axis of its tensors
             counts the samples.
         objective: ``objective(output, batch)`` gives one number per sample, shape (N,), or K
@@ -120,29 +118,6 @@ def mean_moments(
         return _PASSES[reduction](model, objective, moment, forward, max_bytes).over(batches, max_samples)
 
 
-def batch_size(batch: Batch) -> int:
-    """Count the samples of a batch: the length of its first tensor's first axis.
-
-    >>> batch_size((torch.zeros(5, 2), torch.zeros(5)))
-    5
-    """
-    for leaf in tree_leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.ndim > 0:
-            return leaf.shape[0]
-    raise ValueError(f"a batch holds no tensor with a sample axis: {type(batch).__name__}")
-
-
-def run_forward(model: nn.Module, batch: Batch) -> Any:
-    """Give ``model(batch)``, or ``model(batch[0])`` for a tuple or list such as ``(x, y)``."""
-    if isinstance(batch, tuple | list):
-        return model(batch[0])
-    if isinstance(batch, Tensor):
-        return model(batch)
-    raise ValueError(
-        f"cannot tell the input in a batch of type {type(batch).__name__}; give forward=lambda model, batch: ..."
-    )
-
-
 class Pass:
     """One importance pass over one model: ``total`` is the sum of moments over ``count`` samples."""
 
@@ -167,12 +142,17 @@ class Pass:
             raise ValueError(
                 "no parameter of the model requires a gradient; call requires_grad_(True) on those to measure"
             )
+        if wrong := [name for name, p in self.params.items() if p.is_complex()]:
+            raise ValueError(f"parameter {wrong[0]!r} is complex; importance is defined for real parameters: freeze it")
         self.skip: set[Key] = set()  # calls without a sample axis: nothing per sample to note
         self.layouts: dict[Key, list[Layout | None]] = {}  # where samples lie in each layer's input
-        self.total, self.count = {name: _zeros(p) for name, p in self.params.items()}, 0
+        self.total, self.count = {name: zeros_for(p) for name, p in self.params.items()}, 0
 
     def add(self, batch: Batch) -> None:
-        """Add the moments of a batch."""
+        """Add the moments of a batch; one without samples adds nothing."""
+        if not batch_size(batch):
+            return
+        batch = tree_map(_ordinary, batch)
         with torch.enable_grad():
             output, recorder = self._record(batch)
             uses = recorder.uses
@@ -190,7 +170,7 @@ class Pass:
         """Give the mean over many batches, or over the first samples of them."""
         if max_samples is not None and max_samples < 1:
             raise ValueError(f"max_samples is {max_samples}; give a number of at least 1, or None for all")
-        for batch in _first_samples(batches, max_samples):
+        for batch in first_samples(batches, max_samples):
             self.add(batch)
         if self.count == 0:
             raise ValueError(
@@ -203,14 +183,20 @@ class Pass:
         """Run forward until every noted call has its samples along a known axis."""
         size = batch_size(batch)
         while True:
-            recorder = self.recorder(self.params, self.model, self.skip)
-            with recorder:
-                output = self._run(batch)
-            self._locate_samples(recorder.uses, batch, output, size)
+            recorder, output = self._recorded(batch)
+            self._locate_samples(recorder, batch, output, size)
             lost = {use.key for use in recorder.uses if use.layout is None}
             if not lost:
                 return output, recorder
             self.skip |= lost  # the parameters stay in the graph, where others may take over
+
+    def _recorded(self, batch: Batch) -> tuple[Recorder, Any]:
+        recorder = self.recorder(self.params, self.model, self.skip)
+        try:
+            with recorder:
+                return recorder, self._run(batch)
+        except RuntimeError:  # such as a model that asks for gradients of its own parameters
+            return self.recorder(self.params, self.model, self.skip), self._run(batch)
 
     def _run(self, batch: Batch) -> Any:
         used = {p.device for p in self.params.values()}
@@ -240,28 +226,62 @@ class Pass:
         check_finite(values)
         return values.reshape(size, -1)
 
-    def _locate_samples(self, uses: list[Use], batch: Batch, output: Any, size: int) -> None:
+    def _locate_samples(self, recorder: Recorder, batch: Batch, output: Any, size: int) -> None:
         """Find the sample axis of every noted input: the one that changes with the batch size.
 
         Shapes alone cannot tell (a sequence-first input may be as long as the batch is large), so
         the forward pass is run once more on a batch of another size. The same run shows whether
         the samples of a batch influence each other, in which case no per-sample gradient exists.
+        What a few samples show holds for all later batches of the same shapes, unless the model
+        picks rows by what is in them: then it takes all samples, and each batch anew.
         """
+        uses = recorder.uses
         key = (size, *((use.key, use.shape) for use in uses))
-        if key not in self.layouts:
-            index = [size - 1, 0] if size != 2 else [1, 0, 1]  # another order, too
-            recorder = self.recorder(self.params, self.model, self.skip)
-            with recorder:
-                probed = self._run(_samples(batch, index, size))
-            _check_independent(output, probed, size, index)
-            self.layouts[key] = locate(uses, recorder.uses, size, index)
+        if recorder.picks_rows or key not in self.layouts:
+            index = _probe(size, all_samples=recorder.picks_rows)
+            fewer = samples(batch, index, size)
+            probe, probed = self._recorded(fewer)
+            axes = _check_independent(output, probed, size, index)
+            self._check_objective(output, axes, batch, fewer, index)
+            self.layouts[key] = locate(uses, probe.uses, size, index)
         for use, layout in zip(uses, self.layouts[key], strict=True):
-            use.layout = layout
+            use.layout, use.seen = layout, None
+
+    def _check_objective(
+        self, output: Any, axes: list[int | None], batch: Batch, fewer: Batch, index: list[int]
+    ) -> None:
+        """Raise if the objective of one sample depends on the others."""
+        parts, spec = tree_flatten(output)
+        rows = [
+            part if axis is None else part.index_select(axis, torch.tensor(index, device=part.device))
+            for part, axis in zip(parts, axes, strict=True)
+        ]
+        if all(axis is None for axis in axes):
+            return
+        try:
+            whole = self.objective(output, batch).detach()
+            part = self.objective(tree_unflatten(rows, spec), fewer).detach()
+        except Exception:  # noqa: BLE001 - it may hold tensors of the batch's size, or complain: that comes later
+            return
+        counted = whole.ndim and part.ndim and (len(whole), len(part)) == (batch_size(batch), len(index))
+        if counted and not close(whole, part, index):
+            raise ValueError(
+                "the objective of one sample depends on the other samples of its batch, so no per-sample gradient "
+                "exists; compute it from each sample's output alone"
+            )
 
     def _slow_params(self, uses: list[Use], values: Tensor) -> set[str]:
-        """Name the parameters with a use that no closed form covers."""
-        own = {id(p): name for name, p in self.params.items()}
-        return {own[id(leaf)] for leaf in leaves(values.grad_fn) if id(leaf) in own}
+        """Name the parameters with a use that no closed form covers.
+
+        The graph is followed beyond the noted outputs to what went in, but not through them: a
+        parameter, or an alias of one, that is still found was used in another way as well, such
+        as by a graph of gradients of gradients.
+        """
+        of: dict[int, tuple[str, ...]] = {id(p): (name,) for name, p in self.params.items()}
+        of |= {id(alias): use.names[role] for use in uses for role, alias in use.aliases.items()}
+        roots = [values.grad_fn, *(node for use in uses for node in use.inputs)]
+        found = leaves(roots, cut={use.edge.node for use in uses if use.edge is not None})
+        return {name for leaf in found for name in of.get(id(leaf), ())}
 
     def _add_closed_forms(self, uses: list[Use], slow: set[str], objective: Tensor, keep: bool) -> None:
         noted = [use for use in uses if not slow.issuperset(use.parameters)]
@@ -298,11 +318,18 @@ class Pass:
                 total += short
                 return
         one = total.numel() + sum(g.numel() for _, _, g in shares) // size
-        for rows in _chunks(size, self._limit(total), one * total.element_size()):
-            _accumulate(total, self._per_sample(name, shares, rows), self.moment)
+        for rows in chunks(size, self._limit(total), one * total.element_size()):
+            accumulate(total, self._per_sample(name, shares, rows), self.moment)
 
     def _limit(self, total: Tensor) -> int:
         return self.max_bytes or (_CACHE_BYTES if total.device.type == "cpu" else _DEVICE_BYTES)
+
+    def _add_slow(self, slow: set[str], batch: Batch, shape: torch.Size) -> None:
+        """Add the moments of parameters without a closed form."""
+        params = {name: p for name, p in self.params.items() if name in slow}
+        road = Fallback(self.model, self.objective, self.forward, self.moment, params, self.max_bytes)
+        for name, moment in road.moments(batch, *shape).items():
+            self.total[name] += moment
 
     def _is_parameter(self, name: str, share: Share) -> bool:
         """Tell whether the parameter itself was used, not something derived from it."""
@@ -324,65 +351,6 @@ class Pass:
             return found
         return _pulled_back(use.sources[role], self.params[name], found).to(found.dtype)
 
-    def _add_slow(self, slow: set[str], batch: Batch, shape: torch.Size) -> None:
-        """Add the moments of parameters without a closed form: vmap(grad), else sample by sample."""
-        names = [name for name in self.params if name in slow]
-        try:
-            added = {name: torch.zeros_like(self.total[name]) for name in names}
-            for per_sample in self._by_vmap(names, batch, shape):
-                for name in names:
-                    _accumulate(added[name], per_sample[name].to(added[name].dtype), self.moment)
-        except (RuntimeError, ValueError, TypeError, NotImplementedError):  # vmap cannot see through this model
-            added = self._by_loop(names, batch, shape)
-        for name in names:
-            self.total[name] += added[name]
-
-    def _by_vmap(self, names: list[str], batch: Batch, shape: torch.Size) -> Iterator[dict[str, Tensor]]:
-        size, columns = shape
-        tensors, spec = tree_flatten(batch)
-        counted = [_has_samples(leaf, size) for leaf in tensors]
-        wrapped = _Forward(self.model, self.forward)
-
-        def value(params: dict[str, Tensor], sample: list[Tensor], k: int) -> Tensor:
-            given = iter(sample)
-            one = tree_unflatten(
-                [next(given)[None] if c else leaf for c, leaf in zip(counted, tensors, strict=True)], spec
-            )
-            output = functional_call(wrapped, {f"model.{real[name]}": p for name, p in params.items()}, (one,))
-            return self.objective(output, one).reshape(-1)[k]
-
-        params = {name: self.params[name].detach() for name in names}
-        of = {id(p): name for name, p in self.model.named_parameters()}
-        real = {name: of[id(self.params[name])] for name in names}
-        one = sum(p.numel() * p.element_size() for p in params.values())
-        for rows in _chunks(size, self.max_bytes or _VMAP_BYTES, one):
-            sample = [leaf[rows] for leaf, c in zip(tensors, counted, strict=True) if c]
-            for k in range(columns):
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", "There is a performance drop")
-                    yield vmap(grad(value), in_dims=(None, 0, None))(params, sample, k)
-
-    def _by_loop(self, names: list[str], batch: Batch, shape: torch.Size) -> dict[str, Tensor]:
-        params = [self.params[name] for name in names]
-        total = [_zeros(p) for p in params]
-        size, columns = shape
-        try:
-            for n in range(size):
-                one = _samples(batch, [n], size)
-                values = self.objective(self.forward(self.model, one), one).reshape(-1)
-                for k in range(columns):
-                    found = torch.autograd.grad(values[k], params, retain_graph=k < columns - 1, allow_unused=True)
-                    for sum_, g in zip(total, found, strict=True):
-                        if g is not None:
-                            _accumulate(sum_, g[None].to(sum_.dtype, copy=True), self.moment)
-        except RuntimeError as error:
-            owners = sorted({name.rpartition(".")[0] or "the model" for name in names})
-            raise RuntimeError(
-                f"no exact per-sample gradient for module {', '.join(owners)}: {error}; "
-                "freeze its parameters or make it run on a batch of one"
-            ) from error
-        return dict(zip(names, total, strict=True))
-
 
 class BatchPass(Pass):
     """Moments of batch-mean gradients, as other libraries have them: ``count`` counts batches."""
@@ -397,29 +365,11 @@ class BatchPass(Pass):
                 )
                 for total, g in zip(self.total.values(), found, strict=True):
                     if g is not None:
-                        _accumulate(total, g[None].to(total.dtype, copy=True), self.moment)
+                        accumulate(total, g[None].to(total.dtype, copy=True), self.moment)
         self.count += 1
 
 
 _PASSES: dict[str, type[Pass]] = {"sample": Pass, "batch": BatchPass}
-
-
-class _Forward(nn.Module):
-    """The user's forward as a module, so that `functional_call` can swap the model's parameters."""
-
-    def __init__(self, model: nn.Module, run: Forward):
-        super().__init__()
-        self.training = model.training
-        self.model, self.run = model, run
-
-    def forward(self, batch: Batch) -> Any:
-        return self.run(self.model, batch)
-
-
-def _accumulate(total: Tensor, per_sample: Tensor, moment: str) -> None:
-    """Add the moment of per-sample gradients, overwriting them: fresh memory would cost more than the sums."""
-    powers = per_sample.abs_() if moment == "abs" else per_sample.square_()
-    total.add_(powers[0] if len(powers) == 1 else powers.sum(0))
 
 
 def _pulled_back(source: Tensor, parameter: Tensor, gradients: Tensor) -> Tensor:
@@ -443,46 +393,41 @@ def check_finite(values: Tensor) -> None:
         )
 
 
-def _zeros(parameter: Tensor) -> Tensor:
-    """Give zeros to accumulate in: at least float32."""
-    dtype = torch.promote_types(parameter.dtype, torch.float32)
-    return torch.zeros_like(parameter, dtype=dtype, requires_grad=False).detach()
+def _ordinary(leaf: Any) -> Any:
+    """Give a tensor that autograd may save; one made in inference mode is none."""
+    return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
 
 
-def _chunks(size: int, limit: int, one: int) -> Iterator[slice]:
-    """Cut ``size`` samples of ``one`` byte each into slices of at most ``limit`` bytes."""
-    step = max(1, limit // max(one, 1))
-    for start in range(0, size, step):
-        yield slice(start, min(start + step, size))
+def _probe(size: int, all_samples: bool) -> list[int]:
+    """Give samples in another order and number, such that no two that swap places stay partners."""
+    if all_samples:
+        return [*reversed(range(size)), 0]
+    index = [size - 1, 0, size // 2]
+    return index if size != len(index) else [*index, 1]
 
 
-def _has_samples(leaf: Any, size: int) -> bool:
-    return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == size
-
-
-def _samples(batch: Batch, index: list[int] | slice, size: int) -> Batch:
-    """Select samples of a batch; whatever is not counted in samples stays as it is."""
-    return tree_map(lambda leaf: leaf[index] if _has_samples(leaf, size) else leaf, batch)
-
-
-def _first_samples(batches: Iterable[Batch], limit: int | None) -> Iterator[Batch]:
-    """Give batches until ``limit`` samples are reached, the last one cut to fit."""
-    left = limit
-    for batch in batches:
-        size = batch_size(batch)
-        yield batch if left is None or size <= left else _samples(batch, slice(left), size)
-        if left is not None and (left := left - size) <= 0:
-            return
-
-
-def _check_independent(output: Any, probed: Any, size: int, index: list[int]) -> None:
-    """Raise unless the probed samples' outputs are the same as within their batch."""
-    for full, alone in zip(tree_leaves(output), tree_leaves(probed), strict=False):
-        if not (_has_samples(full, size) and isinstance(alone, Tensor) and full.is_floating_point()):
+def _check_independent(output: Any, probed: Any, size: int, index: list[int]) -> list[int | None]:
+    """Raise unless the probed samples' outputs are the same as within their batch; give the sample axes."""
+    parts, others = tree_leaves(output), tree_leaves(probed)
+    if len(parts) != len(others):
+        return [None] * len(parts)
+    axes = [_sample_axis(full, alone, size, len(index)) for full, alone in zip(parts, others, strict=True)]
+    for full, alone, axis in zip(parts, others, axes, strict=True):
+        if axis is None or not full.is_floating_point():
             continue
-        if full.shape[1:] == alone.shape[1:] and not close(full.detach(), alone.detach(), index):
+        if not close(full.detach().movedim(axis, 0), alone.detach().movedim(axis, 0), index):
             raise ValueError(
                 "the output for one sample depends on the other samples of its batch, or on chance, even in "
                 "eval mode, so no per-sample gradient exists; use layers that treat samples apart "
                 "(running statistics, no sampling in eval mode)"
             )
+    return axes
+
+
+def _sample_axis(full: Any, alone: Any, size: int, probe: int) -> int | None:
+    """Give the only axis whose length went from ``size`` to ``probe``."""
+    if not (isinstance(full, Tensor) and isinstance(alone, Tensor) and full.ndim == alone.ndim):
+        return None
+    changed = [i for i, pair in enumerate(zip(full.shape, alone.shape, strict=True)) if pair[0] != pair[1]]
+    fits = len(changed) == 1 and (full.shape[changed[0]], alone.shape[changed[0]]) == (size, probe)
+    return changed[0] if fits else None

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from mas.gradients import Batch, Forward, Reduction, batch_size, mean_moments, run_forward
+from mas.batches import Batch, Forward, batch_size, run_forward
+from mas.gradients import Reduction, mean_moments
 from mas.measuring import bare, measuring, named_parameters
 
 Labels = Literal["exact", "sampled", "empirical", "predicted"]
@@ -184,11 +185,23 @@ def _used(params: dict[str, nn.Parameter], output: Any) -> list[str]:
 
 
 def _squared_l2(output: Tensor, batch: Batch) -> Tensor:
-    return output.flatten(1).square().sum(1)
+    return _flat(output).square().sum(1)
 
 
 def _l2(output: Tensor, batch: Batch) -> Tensor:
-    return torch.linalg.vector_norm(output.flatten(1), dim=1)  # its gradient at F = 0 is 0
+    return torch.linalg.vector_norm(_flat(output), dim=1)  # its gradient at F = 0 is 0
+
+
+def _flat(output: Any) -> Tensor:
+    if not isinstance(output, Tensor) or output.ndim == 0:
+        raise ValueError(
+            f"MAS needs an output of shape (N, ...); the model gave {_named(output)}: select it with forward="
+        )
+    return output.reshape(len(output), -1)
+
+
+def _named(output: Any) -> str:
+    return f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
 
 
 _NORMS: dict[str, Callable[[Tensor, Batch], Tensor]] = {"squared_l2": _squared_l2, "l2": _l2}
@@ -197,7 +210,8 @@ _NORMS: dict[str, Callable[[Tensor, Batch], Tensor]] = {"squared_l2": _squared_l
 def _exact(output: Tensor, batch: Batch) -> Tensor:
     """Give √p(c|x) log p(c|x), shape (N, C): its squared gradients are p(c|x) (∂ log p(c|x))²."""
     log_p = _log_p(output)
-    return log_p.detach().mul(0.5).exp() * log_p
+    root = log_p.detach().mul(0.5).exp()
+    return root * torch.where(root > 0, log_p, 0.0)  # a masked class, p = 0, has no share
 
 
 def _empirical(output: Tensor, batch: Batch) -> Tensor:
@@ -206,7 +220,14 @@ def _empirical(output: Tensor, batch: Batch) -> Tensor:
             "labels='empirical' needs batches of (x, y); got unlabelled ones: "
             "give labels, or use 'exact', 'sampled' or 'predicted'"
         )
-    return _at(_log_p(output), batch[1])
+    log_p = _log_p(output)
+    try:
+        return _at(log_p, batch[1])
+    except (RuntimeError, AttributeError) as error:
+        raise ValueError(
+            f"labels='empirical' needs y of whole numbers from 0 to {log_p.shape[1] - 1}, shape (N,); "
+            f"got {_named(batch[1])}: {error}"
+        ) from error
 
 
 def _predicted(output: Tensor, batch: Batch) -> Tensor:
@@ -232,9 +253,8 @@ _LOG_LIKELIHOODS: dict[str, Callable[[Tensor, Batch], Tensor]] = {
 
 def _log_p(output: Any) -> Tensor:
     if not isinstance(output, Tensor) or output.ndim != 2:
-        got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(
-            f"the Fisher information needs logits of shape (N, classes); the model gave {got}: "
+            f"the Fisher information needs logits of shape (N, classes); the model gave {_named(output)}: "
             "select them with forward="
         )
     return output.log_softmax(1)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.func import jvp
 from torch.utils._pytree import tree_leaves
 
-from mas.gradients import Batch, Forward, Pass, batch_size, check_finite
+from mas.batches import Batch, Forward, batch_size
+from mas.gradients import Pass, check_finite
 from mas.measuring import measuring
 from mas.recording import Recorder, Use, leaves
 
@@ -70,9 +71,9 @@ class _LocalRecorder(Recorder):
             self.gradients[number] = _through(_ACTIVATIONS[func], args, kwargs)
         return super().__torch_function__(func, types, args, kwargs)
 
-    def _run(self, func: Any, args: Any, kwargs: Any, sources: dict[str, Tensor]) -> Tensor:
+    def _run(self, func: Any, args: Any, kwargs: Any, alias: dict[int, Tensor]) -> Tensor:
         for arg in (*args, *kwargs.values()):
-            if not any(arg is source for source in sources.values()):
+            if id(arg) not in alias:
                 self.refuse_other_uses(arg)
         with torch.no_grad():
             return func(*args, **kwargs)
@@ -85,7 +86,7 @@ class _LocalRecorder(Recorder):
     def refuse_other_uses(self, tensor: Any) -> None:
         """Raise if a parameter went into ``tensor`` by a way that is no layer."""
         if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
-            names = sorted({self.names[id(leaf)] for leaf in leaves(tensor.grad_fn) if id(leaf) in self.names})
+            names = sorted({self.names[id(leaf)] for leaf in leaves([tensor.grad_fn]) if id(leaf) in self.names})
             if names:
                 raise ValueError(
                     f"local MAS knows no layer that uses {', '.join(names)}; "

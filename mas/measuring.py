@@ -27,12 +27,8 @@ def measuring(model: nn.Module) -> Iterator[nn.Module]:
     True
     """
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        _Kept(module, name, tensor)
-        for module in model.modules()
-        for name, tensor in module._buffers.items()
-        if tensor is not None
-    ]
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    values = {id(b): (b, b.clone()) for _, own in buffers for b in own.values() if b is not None}
     python, numpy = random.getstate(), np.random.get_state()
     eager = torch.compiler.set_stance("force_eager")  # the layers must be seen one by one
     with eager, torch.inference_mode(False), torch.random.fork_rng(devices=_cuda_devices(model)):
@@ -42,8 +38,12 @@ def measuring(model: nn.Module) -> Iterator[nn.Module]:
         finally:
             for module, mode in modes:
                 module.training = mode
-            for buffer in buffers:
-                buffer.restore()
+            for module, own in buffers:
+                module._buffers.clear()
+                module._buffers.update(own)
+            with torch.no_grad():
+                for buffer, value in values.values():
+                    buffer.copy_(value)
             random.setstate(python)
             np.random.set_state(numpy)
 
@@ -70,17 +70,3 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def _cuda_devices(model: nn.Module) -> list[int]:
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     return sorted({device.index or 0 for device in devices if device.type == "cuda"})
-
-
-class _Kept:
-    """A buffer as it was: which tensor the module held under the name, and its values."""
-
-    def __init__(self, module: nn.Module, name: str, tensor: torch.Tensor):
-        self.module, self.name, self.tensor = module, name, tensor
-        self.version, self.values = tensor._version, tensor.clone()
-
-    def restore(self) -> None:
-        self.module._buffers[self.name] = self.tensor
-        if self.tensor._version != self.version:
-            with torch.no_grad():
-                self.tensor.copy_(self.values)

@@ -109,8 +109,9 @@ class RiemannianWalk:
         self.past: dict[str, Tensor] = {}  # s, of the tasks before
         self.steps = 0  # since the last interval was closed
 
-    def start(self) -> None:
-        """Begin a task at the weights as they stand."""
+    def start(self, model: nn.Module | None = None) -> None:
+        """Begin a task at the weights as they stand, of another model if one took the first one's place."""
+        self.path.model = model or self.path.model
         self.path.start()
         self.score, self.steps = {}, 0
 
@@ -131,8 +132,8 @@ class RiemannianWalk:
             fisher: by parameter name, as `mas.fisher_importance` gives it. A tensor of zeros only,
                 such as an old head that the batch does not use, leaves what is known as it is.
         """
-        for name, p in self.path.params.items():
-            new = fisher[name]
+        for name in self.path.params.keys() & fisher.keys():  # some may have been frozen since
+            p, new = self.path.params[name], fisher[name]
             old = grow(self.fisher.get(name, new), new)
             self.fisher[name] = torch.lerp(old, new, self.alpha) if new.any() else old
             distance = 0.5 * self.fisher[name] * (p.detach() - self.path.origin[name]).square()

@@ -114,16 +114,14 @@ class QuadraticPenalty:
         if name not in self.importance:
             self.importance[name], self.anchor[name] = omega.clone(), anchor.clone()
             return
+        _check_growth(name, anchor, self.anchor[name])
         was, stood = grow(self.importance[name], omega, 0.0), grow(self.anchor[name], anchor)
         if self.accumulate == "quadratics":
             total = was + omega
-            self.constant += float(
-                (was * omega / total.clamp(min=_TINY) * (anchor - stood).square()).sum(dtype=torch.float64)
-            )
+            share = torch.where(total > 0, omega / total, 1.0)  # entries that nothing holds take the new anchor
+            self.constant += float((was * share * (anchor - stood).square()).sum(dtype=torch.float64))
             # the mean as a step from the old anchor: exact where the new importance is 0
-            self.anchor[name] = torch.where(
-                total > 0, stood + omega / total.clamp(min=_TINY) * (anchor - stood), anchor
-            )
+            self.anchor[name] = torch.where(share < 1, stood + share * (anchor - stood), anchor)
             self.importance[name] = total
         else:
             used = bool(omega.any())
@@ -154,7 +152,6 @@ def grow(tensor: Tensor, like: Tensor, fill: float | None = None) -> Tensor:
 
 _SETTINGS = ("strength", "accumulate", "factor", "constant")
 _PIECE = 2**18  # numbers: 1 MiB of float32
-_TINY = 1e-38  # keeps 0 / 0 out of the weighted mean; such entries take the new anchor
 
 # accumulate -> weights of the old and the new importance
 _WEIGHTS = {
@@ -185,7 +182,9 @@ def _add(lists: list[list[Tensor]], scale: float) -> Tensor:
     pulls = torch._foreach_sub(params, anchors)
     torch._foreach_addcmul_(grads, pulls, omegas, value=scale)
     torch._foreach_mul_(pulls, pulls)
-    return torch.stack([torch.dot(d.reshape(-1), w.reshape(-1)) for d, w in zip(pulls, omegas, strict=True)]).sum()
+    return torch.stack(
+        [torch.dot(d.reshape(-1), w.reshape(-1).to(d.dtype)) for d, w in zip(pulls, omegas, strict=True)]
+    ).sum()
 
 
 def _in_cache(lists: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
@@ -201,11 +200,7 @@ def _in_cache(lists: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
 
 def _cut(parameter: Tensor, anchor: Tensor, name: str, with_grad: bool) -> Tensor:
     """Give the part of a parameter that has an anchor, with the same part of its gradient."""
-    if parameter.ndim != anchor.ndim or any(n < m for n, m in zip(parameter.shape, anchor.shape, strict=True)):
-        raise ValueError(
-            f"parameter {name!r} has shape {tuple(parameter.shape)}, its anchor {tuple(anchor.shape)}; "
-            "a parameter may grow, not shrink"
-        )
+    _check_growth(name, parameter, anchor)
     if with_grad and parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     if parameter.shape == anchor.shape:
@@ -215,3 +210,11 @@ def _cut(parameter: Tensor, anchor: Tensor, name: str, with_grad: bool) -> Tenso
     if with_grad:
         part.grad = parameter.grad[window]  # type: ignore[index]
     return part
+
+
+def _check_growth(name: str, parameter: Tensor, anchor: Tensor) -> None:
+    if parameter.ndim != anchor.ndim or any(n < m for n, m in zip(parameter.shape, anchor.shape, strict=True)):
+        raise ValueError(
+            f"parameter {name!r} has shape {tuple(parameter.shape)}, its anchor {tuple(anchor.shape)}; "
+            "a parameter may grow, not shrink"
+        )

@@ -7,18 +7,34 @@ parameter may also be *derived* from parameters alone: a slice, a transpose, a n
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, disable_saved_tensors_hooks, get_gradient_edge
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from mas.rules import EXPANSIONS, RULES, Rule, refusal
 
 Key = tuple[Any, ...]
+
+# functions that pick rows by an index among their arguments, and those that do by the values themselves
+_INDEXES = {
+    *(Tensor.__getitem__, Tensor.__setitem__, torch.index_select, Tensor.index_select, torch.gather, Tensor.gather),
+    *(torch.take_along_dim, Tensor.take_along_dim, torch.index_add, Tensor.index_add, Tensor.index_add_),
+    *(torch.index_copy, Tensor.index_copy, Tensor.index_copy_, torch.scatter, Tensor.scatter, Tensor.scatter_),
+    *(torch.scatter_add, Tensor.scatter_add, Tensor.scatter_add_, torch.masked_select, Tensor.masked_select),
+    *(torch.masked_scatter, Tensor.masked_scatter, Tensor.masked_scatter_, Tensor.index_put, Tensor.index_put_),
+    *(torch.scatter_reduce, Tensor.scatter_reduce, Tensor.scatter_reduce_, torch.index_put, torch.index_put_),
+    *(torch.repeat_interleave, Tensor.repeat_interleave),
+}
+_PICKS = _INDEXES | {
+    *(torch.sort, Tensor.sort, torch.topk, Tensor.topk, torch.nonzero, Tensor.nonzero, torch.unique, Tensor.unique),
+    *(Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__int__, Tensor.__index__),
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,9 @@ class Use:
     arguments: dict[str, Any]
     shape: tuple[int, ...]  # of the input or output, whichever tells where the samples are
     version: int  # of the input: tells whether it was overwritten since
+    seen: Tensor | None  # the input or output itself, until its samples are located
+    aliases: dict[str, Tensor] = field(default_factory=dict)  # what stood in for the sources
+    inputs: list[Any] = field(default_factory=list)  # the places in the autograd graph of all else that went in
     layout: Layout | None = None
     edge: GradientEdge | None = None  # the output's place in the autograd graph
 
@@ -101,6 +120,8 @@ class Recorder(TorchFunctionMode):
         self.model, self.skip = model, skip
         self.uses: list[Use] = []
         self.calls: dict[Key, int] = defaultdict(int)
+        self.picks_rows = False  # whether the model selected or sorted by what is in its tensors
+        self.buffers = {id(b) for b in model.buffers()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -109,8 +130,9 @@ class Recorder(TorchFunctionMode):
                 found = EXPANSIONS[func](*args, **kwargs)
             if found is not NotImplemented:
                 return found
+        self.picks_rows = self.picks_rows or self._picks_rows(func, args)
         rule = RULES.get(func)
-        if rule is None or not torch.is_grad_enabled():
+        if rule is None or not torch.is_grad_enabled() or _any_complex(args):
             return func(*args, **kwargs)
         a = rule.bind(args, kwargs)
         if reason := refusal(func, a):
@@ -125,17 +147,20 @@ class Recorder(TorchFunctionMode):
         if not names or _transformed(a.get("input")) or (key := self._key(func, names)) in self.skip:
             return func(*args, **kwargs)
         sources = {role: a[role] for role in names}
-        output = self._run(func, args, kwargs, sources)
+        aliases = {role: t.detach().requires_grad_() for role, t in sources.items()}
+        alias = {id(t): aliases[role] for role, t in sources.items()}
+        inputs = [t.grad_fn for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and id(t) not in alias]
+        output = self._run(func, args, kwargs, alias)
         x = a.get("input")
-        where: Any = x if rule.located_by == "input" else output
+        seen: Any = x if rule.located_by == "input" else output
         kept = a if rule.needs_input else {role: value for role, value in a.items() if role != "input"}
         version = x._version if isinstance(x, Tensor) else 0
-        self._note(Use(rule, key, sources, names, kept, tuple(where.shape), version), output)
+        use = Use(rule, key, sources, names, kept, tuple(seen.shape), version, seen.detach(), aliases, inputs)
+        self._note(use, output)
         return output
 
-    def _run(self, func: Any, args: Any, kwargs: Any, sources: dict[str, Tensor]) -> Tensor:
+    def _run(self, func: Any, args: Any, kwargs: Any, alias: dict[int, Tensor]) -> Tensor:
         """Call with aliases: the graph no longer leads to the parameters themselves."""
-        alias = {id(t): t.detach().requires_grad_() for t in sources.values()}
         return func(
             *(alias.get(id(arg), arg) for arg in args), **{k: alias.get(id(arg), arg) for k, arg in kwargs.items()}
         )
@@ -143,6 +168,13 @@ class Recorder(TorchFunctionMode):
     def _note(self, use: Use, output: Tensor) -> None:
         use.edge = get_gradient_edge(output)
         self.uses.append(use)
+
+    def _picks_rows(self, func: Any, args: Any) -> bool:
+        """Tell whether a call selects by the values of tensors, other than buffers such as a fixed table."""
+        if func not in _PICKS:
+            return False
+        index = tree_leaves(args[1:]) if func in _INDEXES else tree_leaves(args)
+        return any(isinstance(t, Tensor) and id(t) not in self.buffers for t in index)
 
     def _key(self, func: Any, names: dict[str, tuple[str, ...]]) -> Key:
         call = (func, *names.items())
@@ -160,7 +192,7 @@ class Recorder(TorchFunctionMode):
         if id(tensor) in self.names:
             return (self.names[id(tensor)],)
         found = set()
-        for leaf in leaves(tensor.grad_fn):
+        for leaf in leaves([tensor.grad_fn]):
             if id(leaf) not in self.names:
                 return ()
             found.add(self.names[id(leaf)])
@@ -180,13 +212,15 @@ class Recorder(TorchFunctionMode):
         return "module " + ", ".join(f"'{name}' ({kind})" for kind, name in kinds.items()) if kinds else "the model"
 
 
-def leaves(node: Any) -> Iterator[Tensor | None]:
-    """Give the leaf tensors that an autograd graph leads to; None for what is not a tensor's own node.
+def leaves(nodes: Iterable[Any], cut: Set[Any] = frozenset()) -> Iterator[Tensor | None]:
+    """Give the leaf tensors that an autograd graph leads to, but not through the nodes in ``cut``.
+
+    None stands for what is not a tensor's own node.
 
     Raises:
         ValueError: the graph holds a reentrant checkpoint, which shows only a part of it.
     """
-    stack, seen = [node], set()
+    stack, seen = list(nodes), set(cut)
     while stack:
         node = stack.pop()
         if node is None or node in seen:
@@ -208,7 +242,7 @@ def locate(uses: Sequence[Use], probed: Sequence[Use], size: int, index: Sequenc
 
 
 def _layout(use: Use, twin: Use | None, size: int, index: Sequence[int]) -> Layout | None:
-    """Compare shapes, and values where samples share their axis with positions."""
+    """Compare shapes and values."""
     if twin is None or len(use.shape) != len(twin.shape) or not _same_sources(use, twin):
         return None
     changed = [i for i, (a, b) in enumerate(zip(use.shape, twin.shape, strict=True)) if a != b]
@@ -218,13 +252,8 @@ def _layout(use: Use, twin: Use | None, size: int, index: Sequence[int]) -> Layo
     long, short = use.shape[axis], twin.shape[axis]
     if long * len(index) != short * size or long % size:
         return None
-    if long == size:
-        return _if_applies(use, Layout(axis, size, "alone"))
-    fitting = [
-        layout
-        for order in ("samples first", "positions first")
-        if _same_rows(use, twin, layout := Layout(axis, size, order), index)
-    ]
+    orders = ("alone",) if long == size else ("samples first", "positions first")
+    fitting = [layout for order in orders if _same_rows(use, twin, layout := Layout(axis, size, order), index)]
     return _if_applies(use, fitting[0]) if len(fitting) == 1 else None
 
 
@@ -242,21 +271,25 @@ def _same_sources(use: Use, twin: Use) -> bool:
 
 
 def _same_rows(use: Use, twin: Use, layout: Layout, index: Sequence[int]) -> bool:
-    if use.rule.located_by == "output" or use.overwritten or twin.overwritten:
-        return False
+    assert use.seen is not None, "located once"  # noqa: S101 - for mypy
+    assert twin.seen is not None  # noqa: S101
     there = Layout(layout.axis, len(index), layout.order)
-    seen, probed = use.arguments["input"].detach(), twin.arguments["input"].detach()
-    return close(layout.first(seen), there.first(probed), index)
+    return close(layout.first(use.seen), there.first(twin.seen), index)
 
 
 def close(all_rows: Tensor, rows: Tensor, index: Sequence[int]) -> bool:
     """Tell whether ``rows`` are those at ``index``, up to what another batch size does to rounding.
 
-    Each column is judged on its own scale: masked units may hold large constants.
+    Each column is judged on its own scale, as masked units may hold large constants; one that is
+    far smaller than most, and so nothing but rounding, on that of the others.
     """
+    if all_rows.shape[1:] != rows.shape[1:]:
+        return False
     if not all_rows.is_floating_point():
         return torch.equal(all_rows[list(index)], rows)
-    tolerance = 10 * torch.finfo(rows.dtype).eps ** 0.5 * all_rows.abs().amax(0)
+    scale = all_rows.abs().amax(0).float()
+    usual = scale[scale > 0].median() if bool((scale > 0).any()) else scale.new_zeros(())
+    tolerance = min(10 * torch.finfo(rows.dtype).eps ** 0.5, 0.05) * torch.maximum(scale, 0.01 * usual)
     # what is not finite passes: that is another complaint
     return not bool(((all_rows[list(index)] - rows).abs() > tolerance).any())
 
@@ -268,6 +301,10 @@ def _checkpointed() -> bool:
             return False
     except RuntimeError:
         return True
+
+
+def _any_complex(args: Any) -> bool:
+    return any(isinstance(arg, Tensor) and arg.is_complex() for arg in args)
 
 
 def _transformed(tensor: Any) -> bool:

@@ -97,7 +97,7 @@ class ImportancePlugin(SupervisedPlugin[Any]):
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Measure importance for the experience that ends, and protect the weights as they stand."""
         data: Any = strategy.experience.dataset if self.data is None else self.data
-        (task, *_) = strategy.experience.task_labels
+        (task, *_) = getattr(strategy.experience, "task_labels", [0])  # online experiences have none
         self._protect(strategy, data if hasattr(data, "__getitem__") else data(strategy.experience), task)
 
     def adapt(self, strategy: Any, data: Dataset[Any], task_label: int = 0) -> None:
@@ -305,11 +305,12 @@ class RWalkPlugin(ImportancePlugin):
         super().__init__(self._gathered, QuadraticPenalty(lam, "ema", 0.0), parameters)
         self.alpha, self.interval, self.damping = alpha, interval, damping
         self.walk: RiemannianWalk | None = None
+        self.batch: list[Tensor] = []  # the latest; an evaluation in between takes the strategy's away
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Begin a task at the weights as they stand, new heads included."""
         self.walk = self.walk or RiemannianWalk(strategy.model, self.alpha, self.damping)
-        self.walk.start()
+        self.walk.start(strategy.model)
 
     def after_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Note the gradient before the penalty is added to it."""
@@ -319,6 +320,7 @@ class RWalkPlugin(ImportancePlugin):
     def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Add what the step has earned; now and then look at the Fisher information."""
         self._walk().after_step()
+        self.batch = [strategy.mb_x, strategy.mb_y, strategy.mb_task_id]
         if self._walk().steps == self.interval:
             self._close_interval(strategy)
 
@@ -329,8 +331,8 @@ class RWalkPlugin(ImportancePlugin):
         super().after_training_exp(strategy, *args, **kwargs)
 
     def _close_interval(self, strategy: Any) -> None:
-        batch = [strategy.mb_x, strategy.mb_y, strategy.mb_task_id]
-        self._walk().close_interval(fisher_importance(strategy.model, [batch], "empirical", _by_task_labels))
+        fisher = fisher_importance(strategy.model, [self.batch], "empirical", _by_task_labels)
+        self._walk().close_interval(fisher)
 
     def _walk(self) -> RiemannianWalk:
         if self.walk is None:

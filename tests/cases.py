@@ -301,6 +301,62 @@ class TwoTasks(nn.Module):
         return out
 
 
+class By(nn.Module):
+    """A model written as one function of its parts and the input."""
+
+    def __init__(self, run: Callable[[Any, Tensor], Tensor], **parts: nn.Module | nn.Parameter):
+        super().__init__()
+        self.run = run
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+def _added_to_a_view(m: Any, x: Tensor) -> Tensor:
+    h = m.layer(x)
+    h[:, :2].add_(m.shift)
+    return h.tanh()
+
+
+def _force(m: Any, x: Tensor) -> Tensor:
+    """Give forces: the gradient of a network's output, so that the objective's is a second one."""
+    x = x.detach().requires_grad_()
+    (force,) = torch.autograd.grad(m.out(m.layer(x).tanh()).sum(), x, create_graph=True)
+    return force
+
+
+def _own_gradient(m: Any, x: Tensor) -> Tensor:
+    """Give the gradient of a weight, sample by sample as it must be."""
+    each = [torch.autograd.grad(m.layer(row).tanh().sum(), m.layer.weight, create_graph=True)[0] for row in x]
+    return torch.stack(each)
+
+
+def _sorted_and_back(m: Any, x: Tensor) -> Tensor:
+    """Encode two parts of the input by one layer, each sorted by its own key."""
+
+    def encode(part: Tensor) -> Tensor:
+        order = part[:, 0].argsort()
+        return m.layer(part[order])[order.argsort()]
+
+    return encode(x[:, :2]) * encode(x[:, 2:])
+
+
+def _flipped_and_back(m: Any, x: Tensor) -> Tensor:
+    return m.layer(x) + m.layer(x.flip(0)).flip(0).square()
+
+
+def _experts(m: Any, x: Tensor) -> Tensor:
+    """Send each token to the expert that fits it; the numbers of tokens may equal any other number."""
+    tokens = x.reshape(-1, 2)
+    choice, out = (2 * tokens[:, 0]).round().clamp(-1, 1).long() + 1, torch.zeros_like(tokens)
+    for e, expert in enumerate(m.experts):
+        rows = (choice == e).nonzero()[:, 0]
+        out = out.index_add(0, rows, expert(tokens[rows]))
+    return out.reshape(x.shape)
+
+
 def flat(*shape: int) -> Tensor:
     return torch.randn(N, *shape, dtype=torch.float64)
 
@@ -389,6 +445,24 @@ CASES: dict[str, Callable[[], tuple[Any, ...]]] = {
     "instance_norm": lambda: (ending(nn.Conv2d(2, 3, 3), nn.InstanceNorm2d(3, affine=True)), flat(2, 5, 5)),
     "residual": lambda: (Residual(), flat(2, 6, 6)),
     "dropout": lambda: (nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.5), nn.Linear(5, 3)), flat(4)),
+    "embedding_one_word": lambda: (nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 3)), words()[:, 0]),
+    "added_to_a_view": lambda: (
+        By(_added_to_a_view, layer=nn.Linear(4, 3), shift=nn.Parameter(torch.rand(2))),
+        flat(4),
+    ),
+    "force": lambda: (By(_force, layer=nn.Linear(4, 5), out=nn.Linear(5, 1)), flat(4)),
+    "own_gradient": lambda: (By(_own_gradient, layer=nn.Linear(4, 2)), flat(4)),
+    "sorted_and_back": lambda: (By(_sorted_and_back, layer=nn.Linear(2, 3)), flat(4)),
+    "flipped_and_back": lambda: (By(_flipped_and_back, layer=nn.Linear(4, 3)), flat(4)),
+    "experts": lambda: (By(_experts, experts=nn.ModuleList(nn.Linear(2, 2) for _ in range(3))), flat(2, 2)),
+    "complex_filter": lambda: (
+        By(
+            lambda m, x: torch.fft.irfft(torch.fft.rfft(m.layer(x)) * m.gain),
+            layer=nn.Linear(4, 6),
+            gain=nn.Parameter(torch.rand(4)),
+        ),
+        flat(4),
+    ),
     "two_tasks": lambda: (
         TwoTasks(),
         (flat(4), torch.zeros(N, dtype=torch.long), torch.tensor([0, 1, 0, 1, 1, 0])),
@@ -428,7 +502,10 @@ CASES |= {
     "avalanche_slim_resnet": lambda: (SlimResNet18(3, nf=2), flat(3, 32, 32)),
 }
 
-SLOW = {"branching", "own_vmap", "two_tasks"}  # those without closed forms for all they do
+SLOW = {  # those without closed forms for all they do
+    *("branching", "own_vmap", "two_tasks", "added_to_a_view", "force", "own_gradient", "sorted_and_back"),
+    *("flipped_and_back", "experts", "complex_filter"),
+}
 
 
 def make(name: str) -> Case:
@@ -437,8 +514,9 @@ def make(name: str) -> Case:
     model, batch, *forward = CASES[name]()
     run = forward[0] if forward else None
     model.double()
-    with torch.no_grad():  # lets lazy layers take shape
-        run(model, batch) if run else model(batch)
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
+        with torch.no_grad():  # lets lazy layers take shape
+            run(model, batch) if run else model(batch)
     return Case(_squeeze_parameters(model).double().train(), batch, run)
 
 

@@ -10,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 import mas.gradients
 from mas import mean_moments, per_sample_moments
-from mas.gradients import batch_size
-from tests.cases import CASES, SLOW, N, flat, make, quadratic
+from mas.batches import batch_size, samples
+from tests.cases import CASES, SLOW, By, N, flat, make, quadratic
 from tests.conftest import assert_same
 from tests.oracles.moments import moments_by_loop, one_sample
 
@@ -54,8 +54,7 @@ def test_law_1_with_frozen_parameters(name):
 def test_law_2_one_batch_or_many_one_order_or_another(name):
     case = make(name)
     whole = mean_moments(case.model, [case.batch], quadratic, "abs", case.forward)
-    pick = mas.gradients._samples
-    ragged = [pick(case.batch, slice(a, b), N) for a, b in ((0, 1), (1, 5), (5, 6))]
+    ragged = [samples(case.batch, slice(a, b), N) for a, b in ((0, 1), (1, 5), (5, 6))]
     backwards = [one_sample(case.batch, n) for n in reversed(range(N))]
     for batches in (ragged, backwards):
         assert_same(mean_moments(case.model, batches, quadratic, "abs", case.forward), whole)
@@ -128,18 +127,23 @@ def test_law_3_buffers_that_change_in_eval_mode_are_put_back():
             super().__init__(4, 2)
             self.register_buffer("seen", torch.zeros(1))
             self.register_buffer("kept", torch.zeros(1))
+            self.register_buffer("hidden", torch.zeros(1))
+            self.register_buffer("later", None)
 
         def forward(self, x):
             self.seen += 1
             self.kept = self.kept + 1
+            self.hidden.data.add_(1)
+            self.later = torch.ones(1)
             return super().forward(x)
 
     model = Counts()
     kept = model.kept
     per_sample_moments(model, torch.randn(3, 4), quadratic)
-    assert model.seen == 0
+    assert model.seen == model.hidden == 0
     assert model.kept is kept
     assert kept == 0
+    assert model.later is None
 
 
 def test_a_batch_as_large_as_the_sequence_is_long_is_not_confused():
@@ -390,6 +394,111 @@ def test_dependence_on_any_sample_is_refused(depends_on):
 
     with pytest.raises(ValueError, match="depends on the other samples"):
         per_sample_moments(Leaking(4, 2), torch.randn(6, 4), quadratic)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda h: h - 0.5 * h.mean(0),
+        lambda h: h + 0.5 * h.flip(0),
+        lambda h: h + 0.5 * h.roll(1, 0),
+        lambda h: h + 0.5 * h.roll(-1, 0),
+        lambda h: (h + 0.5 * h.mean(0)).unsqueeze(1).repeat(1, 7, 1).movedim(0, 1),  # samples on the second axis
+    ],
+)
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 6, 9])
+def test_any_mixing_of_samples_is_refused(size, mix, dtype):
+    torch.manual_seed(0)
+
+    class Mixes(nn.Linear):
+        def forward(self, x):
+            return mix(super().forward(x))
+
+    with pytest.raises(ValueError, match="depends on the other samples"):
+        per_sample_moments(Mixes(4, 3).to(dtype), torch.randn(size, 4, dtype=dtype), lambda o, b: b.sum(1) * o.sum())
+
+
+def test_an_objective_that_mixes_samples_is_refused():
+    with pytest.raises(ValueError, match="objective of one sample depends on the other samples"):
+        per_sample_moments(nn.Linear(4, 3), torch.randn(6, 4), lambda o, b: (o - o.mean(0)).square().sum(1))
+
+
+def test_an_objective_may_hold_tensors_of_the_batchs_size():
+    case, y = make("mlp"), torch.tensor([0, 1, 2, 0, 1, 2])
+    found = per_sample_moments(case.model, case.batch, lambda o, b: nn.functional.cross_entropy(o, y, reduction="none"))
+    pairs = (case.batch, y)
+    assert_same(
+        found, moments_by_loop(case.model, pairs, lambda o, b: nn.functional.cross_entropy(o, b[1])[None], "abs")
+    )
+
+
+def test_columns_of_rounding_noise_are_no_mixing():
+    """Group normalisation of constant channels gives noise that differs with the batch size."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(100, 3))
+    x = torch.randn(40, 4, 5, 5)
+    x[:, :2] = 0.1
+    x[:, :2] += 1e-8 * torch.randn(40, 2, 5, 5)
+    mas.per_sample_moments(model, x, quadratic)
+
+
+def test_rows_are_found_anew_in_each_batch_where_the_model_picks_them():
+    """The same number of picked rows, in other places: what one batch taught is wrong for the next."""
+
+    class Routed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.expert = nn.Linear(1, 1, bias=False)
+
+        def forward(self, x):  # (N, T)
+            tokens = x.reshape(-1, 1)
+            rows = (tokens[:, 0].abs() > 0.5).nonzero()[:, 0]
+            return torch.zeros_like(tokens).index_add(0, rows, self.expert(tokens[rows])).reshape(x.shape).sum(1)
+
+    model = Routed()
+    nn.init.ones_(model.expert.weight)
+    batches = [torch.tensor([[1.0, 0.0], [3.0, 0.0], [5.0, 0.0]]), torch.tensor([[1.0, 0.0], [1.0, -3.0], [0.0, 0.0]])]
+    found = mean_moments(model, batches, lambda o, b: o.square())
+    right = sum(2 * row.sum() ** 2 for x in batches for row in x) / 6  # ∂(w s)²/∂w = 2 w s²
+    assert found["expert.weight"].item() == pytest.approx(right.item(), rel=1e-6)
+
+
+def test_complex_parameters_are_refused():
+    model = By(lambda m, x: (x * m.gain).abs(), gain=nn.Parameter(torch.rand(4, dtype=torch.complex64)))
+    with pytest.raises(ValueError, match="parameter 'gain' is complex"):
+        per_sample_moments(model, torch.randn(3, 4), quadratic)
+
+
+def test_an_empty_batch_adds_nothing():
+    case = make("mlp")
+    batches = [case.batch, case.batch[:0]]
+    assert_same(mean_moments(case.model, batches, quadratic), mean_moments(case.model, [case.batch], quadratic))
+    with pytest.raises(ValueError, match="gave no sample"):
+        mean_moments(case.model, [case.batch[:0]], quadratic)
+
+
+def test_sparse_gradients_and_inference_tensors_are_as_others():
+    case, other = make("embedding"), make("embedding")
+    for module in other.model.modules():
+        if isinstance(module, nn.Embedding):
+            module.sparse = True
+    with torch.inference_mode():
+        batch = other.batch.clone()
+    found = per_sample_moments(other.model, batch, quadratic)
+    assert_same(found, per_sample_moments(case.model, case.batch, quadratic))
+
+
+def test_a_sample_that_uses_no_parameter_has_none_of_the_moment():
+    class Some(nn.Linear):
+        def forward(self, x):
+            return torch.stack([super(Some, self).forward(row) if row.sum() > 0 else row[:2] for row in x])
+
+    torch.manual_seed(0)
+    model, x = Some(4, 2), torch.randn(6, 4)
+    used = x[x.sum(1) > 0]
+    assert 0 < len(used) < 6
+    assert_same(per_sample_moments(model, x, quadratic), per_sample_moments(model, used, quadratic))
 
 
 def test_nothing_to_measure_is_one_clear_error():

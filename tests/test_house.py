@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Each floor may import from those before it, and from its own files.
 FLOORS = [
-    {"measuring", "rules"},
-    {"recording"},
+    {"batches", "measuring", "rules"},
+    {"recording", "fallback"},
     {"gradients"},
     {"importance", "local", "penalty", "path_integral", "forgetting"},
     {"strategies", "benchmarks"},

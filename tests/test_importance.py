@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mas import fisher_importance, local_mas_importance, mas_importance, random_importance, uniform_importance
 from mas.importance import last_layer
-from tests.cases import CASES, ESTIMATORS, SAMPLING, N, classify, make
+from tests.cases import CASES, ESTIMATORS, SAMPLING, SLOW, By, N, classify, make
 from tests.conftest import assert_same
 from tests.oracles.moments import local_mas_by_loop, moments_by_loop, one_sample
 from tests.test_gradients import assert_unchanged, snapshot
@@ -33,7 +33,7 @@ MEASURES = {
     "random": random_importance,
     "random_mas": partial(random_importance, values="mas"),
 }
-NO_LOCAL = {"branching", "own_vmap", "two_tasks"}  # parameters used by hand, in no layer
+NO_LOCAL = SLOW - {"added_to_a_view"}  # parameters used by hand, in no layer
 
 
 @pytest.mark.parametrize("name", ["mlp", "residual", "attention", "two_tasks", "gpt", "avalanche_mlp"])
@@ -118,7 +118,7 @@ def test_local_mas_sees_an_addition_in_place_between_layer_and_activation():
 @pytest.mark.parametrize("name", sorted(NO_LOCAL))
 def test_local_mas_refuses_parameters_outside_of_layers_by_name(name):
     case = make(name)
-    with pytest.raises(ValueError, match=r"knows no layer that uses .*(weight|bias).*; freeze"):
+    with pytest.raises(ValueError, match=r"knows no layer that uses .*(weight|bias|gain).*; freeze"):
         local_mas_importance(case.model, [case.batch], case.forward)
     for p in case.model.parameters():
         p.requires_grad_(False)
@@ -258,3 +258,39 @@ def test_wrong_use_is_one_clear_error(call, message):
     case = make("mlp")
     with pytest.raises(ValueError, match=message):
         call(case.model, case.batch)
+
+
+@pytest.mark.parametrize("output", [lambda h: (h, h), lambda h: {"logits": h}])
+def test_an_output_that_is_no_tensor_is_one_clear_error(output):
+    model = By(lambda m, x: output(m.layer(x)), layer=nn.Linear(4, 3))
+    for measure in (mas_importance, fisher_importance):
+        with pytest.raises(ValueError, match=r"the model gave (tuple|dict): select (it|them) with forward="):
+            measure(model, [torch.randn(5, 4)])
+
+
+def test_mas_of_one_output_per_sample():
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 1), torch.randn(5, 4)
+    squeezed = By(lambda m, x: m.layer(x).squeeze(1), layer=model)
+    right = {f"layer.{name}": value for name, value in mas_importance(model, [x]).items()}
+    assert_same(mas_importance(squeezed, [x]), right)
+
+
+def test_a_masked_class_has_no_share_of_the_fisher_information():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(4, 3).double(), torch.randn(5, 4, dtype=torch.float64)
+    masked = By(lambda m, x: m.layer(x).masked_fill(torch.tensor([False, False, True]), -torch.inf), layer=layer)
+    found = fisher_importance(masked, [x])
+    two = nn.Linear(4, 2).double()
+    two.load_state_dict({name: t[:2] for name, t in layer.state_dict().items()})
+    for name, value in fisher_importance(two, [x]).items():
+        assert torch.allclose(found[f"layer.{name}"][:2], value, rtol=1e-10)
+        assert found[f"layer.{name}"][2].abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    "y", [torch.rand(5), torch.tensor([0, 1, 2, 0, 9]), torch.eye(3)[[0, 1, 2, 0, 1]], [0, 1, 2, 0, 1]]
+)
+def test_labels_that_are_no_class_numbers_are_one_clear_error(y):
+    with pytest.raises(ValueError, match=r"needs y of whole numbers from 0 to 2, shape \(N,\); got"):
+        fisher_importance(nn.Linear(4, 3), [(torch.randn(5, 4), y)], "empirical")

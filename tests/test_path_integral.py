@@ -138,3 +138,11 @@ def test_wrong_use_is_one_clear_error():
         PathIntegral(model, damping=0)
     with pytest.raises(ValueError, match="alpha is 2"):
         RiemannianWalk(model, alpha=2)
+
+
+def test_rwalk_skips_parameters_without_fisher_information():
+    model = nn.Linear(2, 1)
+    walk = RiemannianWalk(model)
+    walk.start()
+    walk.close_interval({"bias": torch.ones(1)})
+    assert set(walk.importance()) == {"bias"}

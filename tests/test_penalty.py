@@ -257,3 +257,47 @@ def test_names_do_not_depend_on_how_the_model_is_wrapped():
     for wrapped in (model, nn.DataParallel(model), torch.compile(model, backend="aot_eager")):
         assert penalty.value(wrapped).item() == pytest.approx(expected)
         assert penalty.add_gradient_(wrapped).item() == pytest.approx(expected)
+
+
+def two_dtypes(model, dtype):
+    penalty = QuadraticPenalty(0.5)
+    anchor = {n: torch.zeros_like(p, dtype=dtype) for n, p in model.named_parameters()}
+    penalty.consolidate(anchor, {n: torch.ones_like(p, dtype=dtype) for n, p in model.named_parameters()})
+    return penalty
+
+
+def test_nothing_to_pull_on_when_all_is_frozen():
+    model = nn.Linear(4, 3)
+    penalty = two_dtypes(model, torch.float32)
+    penalty.constant = 3.0
+    model.requires_grad_(False)
+    assert penalty.add_gradient_(model).item() == penalty.value(model).item() == 1.5
+
+
+@pytest.mark.parametrize("piece", [2**18, 5])
+@pytest.mark.parametrize("change", [lambda m: m.double(), lambda m: m.to(memory_format=torch.channels_last)])
+def test_other_dtypes_and_memory_formats_are_as_others(change, piece, monkeypatch):
+    monkeypatch.setattr("mas.penalty._PIECE", piece)
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, 4, 3)
+    penalty = two_dtypes(model, torch.float32)
+    change(model)
+    value = penalty.add_gradient_(model)
+    assert value.item() == pytest.approx(0.5 * sum(p.square().sum() for p in model.parameters()).item(), rel=1e-6)
+    for p in model.parameters():
+        assert torch.allclose(p.grad, p)
+
+
+def test_quadratics_of_zero_and_of_huge_importance_have_a_finite_constant():
+    for dtype, value in ((torch.float16, 0.0), (torch.float32, 1e20)):
+        penalty = QuadraticPenalty(1.0, "quadratics")
+        for at in (0.0, 1.0):
+            penalty.consolidate({"w": torch.full((2,), at, dtype=dtype)}, {"w": torch.full((2,), value, dtype=dtype)})
+        assert penalty.constant == pytest.approx(2 * value / 2)  # per weight: Ω Ω / 2Ω · 1²
+
+
+def test_a_parameter_that_shrank_is_one_clear_error_in_consolidate_too():
+    penalty = QuadraticPenalty()
+    penalty.consolidate({"w": torch.zeros(3)}, {"w": torch.ones(3)})
+    with pytest.raises(ValueError, match=r"shape \(2,\), its anchor \(3,\); a parameter may grow, not shrink"):
+        penalty.consolidate({"w": torch.zeros(2)}, {"w": torch.ones(2)})

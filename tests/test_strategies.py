@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from avalanche.benchmarks import nc_benchmark
+from avalanche.benchmarks.scenarios.online import split_online_stream
 from avalanche.evaluation.metrics import loss_metrics
 from avalanche.models import IncrementalClassifier, MTSimpleMLP, MultiHeadClassifier, SimpleMLP
 from avalanche.training import Naive as AvalancheNaive
@@ -182,6 +183,26 @@ class TestEveryRegularisedStrategy:
         omega = plugin_of(strategy).penalty.importance
         assert all(torch.isfinite(w).all() for w in [*weights, *omega.values()])
         assert all(omega[key].any() for key in ("0.weight", "4.weight"))
+
+    def test_with_periodic_evaluation_and_in_an_online_stream(self, name):
+        stream = benchmark()
+        strategy = build(REGULARISED[name], network(), lam=1.0, eval_every=1)
+        strategy.train(stream.train_stream[0], eval_streams=[stream.test_stream])
+        for part in split_online_stream(stream.train_stream, 8):
+            strategy.train(part)
+        assert all(torch.isfinite(w).all() for w in plugin_of(strategy).penalty.importance.values())
+
+    def test_a_copy_of_the_model_in_its_place_is_followed(self, name):
+        found = []
+        for copied in (False, True):
+            strategy, stream = build(REGULARISED[name], network(), lam=1.0), benchmark().train_stream
+            train(strategy, [stream[0]])
+            if copied:
+                strategy.model = copy.deepcopy(strategy.model)
+            strategy.optimizer = torch.optim.SGD(strategy.model.parameters(), lr=0.05, momentum=0.9)
+            train(strategy, [stream[1]])
+            found.append(plugin_of(strategy).penalty.importance)
+        assert_same(*found)
 
     def test_importance_of_other_data_unlabelled_or_held_out(self, name):
         strategy_of = REGULARISED[name]

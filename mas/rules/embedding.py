@@ -8,7 +8,7 @@ from mas.rules.rule import Arguments, Rule, power
 
 def _places(g: Tensor, a: Arguments) -> tuple[Tensor, Tensor]:
     """Give (sample, word) pairs as one number each, and their output gradients."""
-    words, width = a["input"].flatten(1), len(a["weight"])
+    words, width = a["input"].reshape(len(g), -1), len(a["weight"])
     keys = (torch.arange(len(words), device=words.device)[:, None] * width + words).flatten()
     g = g.reshape(len(keys), -1)
     padding = a.get("padding_idx")

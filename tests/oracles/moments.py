@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from mas.gradients import run_forward
+from mas.batches import run_forward
 
 POWERS: dict[str, Callable[[Tensor], Tensor]] = {"abs": torch.abs, "square": torch.square}
 

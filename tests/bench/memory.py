@@ -1,0 +1,50 @@
+"""Peak memory of an importance pass by batch size, each in a process of its own."""
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from mas import mas_importance
+from tests.bench.passes import Data, plain, vmap_grad
+from tests.bench.workloads import QUICK, WORKLOADS, Workload
+
+WAYS: dict[str, Callable[..., Any]] = {"plain pass": plain, "here, MAS": mas_importance, "vmap(grad), MAS": vmap_grad}
+
+
+def measure(cases: list[str], sizes: tuple[int, ...], device: str) -> Iterator[dict[str, Any]]:
+    """Give a row for each workload, batch size and way: MB above what a pass over one sample took."""
+    for case in cases:
+        for size in sizes:
+            for way in WAYS:
+                command = [sys.executable, "-m", "tests.bench.memory", case, str(size), way, device]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                yield {"case": case, "batch": size, "way": way, "mb": json.loads(done.stdout)}
+
+
+def peak(workload: Workload, size: int, way: str, device: str) -> float:
+    """Give the peak of a pass over a batch of `size`, in MB above a pass over one sample."""
+    model, data = workload.model(device), workload.data(device, size)[:1]
+    one: Data = [(x[:1], y[:1]) for x, y in data]
+    WAYS[way](model, one)
+    model.zero_grad()
+    before = _high_water(device)
+    WAYS[way](model, data)
+    return (_high_water(device) - before) / 1e6
+
+
+def _high_water(device: str) -> float:
+    if device == "cuda":
+        return float(torch.cuda.max_memory_allocated())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+if __name__ == "__main__":
+    case, size, way, device = sys.argv[1:]
+    torch.set_num_threads(1)
+    sys.stdout.write(json.dumps(peak((WORKLOADS | QUICK)[case], int(size), way, device)))

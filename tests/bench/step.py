@@ -1,0 +1,69 @@
+"""A training step with a penalty ÷ the naive step, by the number of tasks behind it."""
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import avalanche.training.plugins as avalanche_plugins
+import torch
+import torch.nn.functional as F
+
+from mas.strategies import EWCPlugin, MASPlugin
+from tests.bench.peers import experience
+from tests.bench.timing import ratios
+from tests.models import mlp
+
+PLUGINS: dict[str, Callable[[], Any]] = {
+    "here, MAS": lambda: MASPlugin(lam=1.0),
+    "here, EWC": lambda: EWCPlugin(lam=1.0, labels="empirical"),
+    "Avalanche's MASPlugin": lambda: avalanche_plugins.MASPlugin(1.0),
+    "Avalanche's EWCPlugin": lambda: avalanche_plugins.EWCPlugin(1.0),
+}
+STEPS = 10  # in one timing
+TARGET = 1.1
+
+
+def measure(sizes: tuple[int, ...], tasks: tuple[int, ...], repeats: int, device: str) -> Iterator[dict[str, Any]]:
+    """Give a row for each number of tasks and each plugin: SGD on an MLP, batch 128."""
+    case = "MLP " + "-".join(map(str, sizes))
+    for count in tasks:
+        steps = {name: _step(sizes, make(), count, device) for name, make in PLUGINS.items()}
+        times = ratios({"naive step": _step(sizes, None, 0, device), **steps}, repeats, device)
+        for name, figures in times.items():
+            per_step = figures | {"ms": figures["ms"] / STEPS}
+            yield {"case": case, "way": name, "tasks": count, **per_step, "target": TARGET}
+
+
+def _step(sizes: tuple[int, ...], plugin: Any, tasks: int, device: str) -> Callable[[], None]:
+    """Give a function that trains for a few steps, the plugin called where a strategy calls it."""
+    torch.manual_seed(0)
+    model = mlp(*sizes).to(device)
+    x, y = torch.randn(128, sizes[0]).to(device), torch.randint(10, (128,)).to(device)
+    strategy = SimpleNamespace(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=1e-4),
+        _criterion=F.cross_entropy,
+        device=x.device,
+        train_mb_size=8,
+        clock=SimpleNamespace(train_exp_counter=0),
+        loss=None,
+        experience=experience(x[:8], y[:8]),
+    )
+    for task in range(tasks):
+        strategy.clock.train_exp_counter = task
+        plugin.after_training_exp(strategy)
+    strategy.clock.train_exp_counter = tasks
+
+    def steps() -> None:
+        for _ in range(STEPS):
+            strategy.optimizer.zero_grad()
+            strategy.loss = F.cross_entropy(model(x), y)
+            if plugin is not None:
+                plugin.before_backward(strategy)
+            strategy.loss.backward()
+            if plugin is not None:
+                plugin.after_backward(strategy)
+            strategy.optimizer.step()
+
+    steps()  # the first allocates
+    return steps

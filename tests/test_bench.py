@@ -1,0 +1,45 @@
+"""The speed table can be made, and says what is in its JSON."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.bench.page import page
+from tests.bench.timing import ratios
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def test_the_page_is_its_json():
+    assert (DOCS / "benchmarks.md").read_text() == page(json.loads((DOCS / "benchmarks.json").read_text()))
+
+
+@pytest.mark.slow
+def test_a_quick_run_fills_every_table(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench", "--quick", "--repeats", "2", "--out", tmp_path],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    results = json.loads((tmp_path / "benchmarks.json").read_text())
+    assert done.stdout == (tmp_path / "benchmarks.md").read_text() == page(results)
+    for row in results["importance"]["cpu"]:
+        assert row["note"] == ""
+        exact = row["way"].startswith(("here", "vmap", "BackPACK", "single"))
+        if exact and "error" in row:
+            assert row["error"] < 1e-5
+            assert row["share"] == pytest.approx(1.0, rel=1e-5)
+    assert {row["tasks"] for row in results["step"]["cpu"]} == {1, 3}
+    assert all(row["mb"] >= 0 for row in results["memory"]["cpu"])
+
+
+def test_ratios_are_to_the_first_way(monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock) ** 2)  # ever longer: 1, 5, 9, 13, … seconds
+    found = ratios({"plain": lambda: None, "slow": lambda: None}, repeats=3)
+    assert found["plain"] == {"ms": 9e3, "ratio": 1.0, "low": 1.0, "high": 1.0}
+    assert found["slow"] == {"ms": 13e3, "ratio": 13 / 9, "low": 21 / 17, "high": 5.0}
