@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.page import page
+from tests.bench.page import page, summary
 from tests.bench.timing import ratios
 
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-def test_the_page_is_its_json():
-    assert (DOCS / "benchmarks.md").read_text() == page(json.loads((DOCS / "benchmarks.json").read_text()))
+def test_the_page_and_the_readme_are_the_json():
+    results = json.loads((DOCS / "benchmarks.json").read_text())
+    assert (DOCS / "benchmarks.md").read_text() == page(results)
+    assert summary(results) in (DOCS.parent / "README.md").read_text()
 
 
 @pytest.mark.slow

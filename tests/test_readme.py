@@ -1,4 +1,4 @@
-"""What the README says to type works."""
+"""What the README and the docs say to type works."""
 
 import re
 from pathlib import Path
@@ -7,13 +7,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+TEXTS = README + (ROOT / "docs/importance.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", TEXTS, re.DOTALL)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=["plain", "avalanche"])
+@pytest.mark.parametrize("example", EXAMPLES, ids=["plain", "avalanche", "importance"])
 def test_examples_run(example):
     names: dict = {}
-    exec(compile(example, "README.md", "exec"), names)  # noqa: S102
+    exec(compile(example, "example", "exec"), names)  # noqa: S102
     importance = names["penalty"].importance if "penalty" in names else names["strategy"].plugins[1].penalty.importance
     assert all(value.sum() > 0 for value in importance.values())
 

@@ -17,6 +17,16 @@ def page(results: dict[str, Any]) -> str:
     return "".join(parts)
 
 
+def summary(results: dict[str, Any]) -> str:
+    """Give the few rows that the README shows."""
+    rows = results["importance"]["cpu"]
+    ratio = {(row["case"], row["way"]): row["ratio"] for row in rows if "ratio" in row}
+    ways = [way for way in dict.fromkeys(row["way"] for row in rows) if way != "plain pass"]
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    lines = [(way, *(f"{ratio[case, way]:.2f}" if (case, way) in ratio else "–" for case in cases)) for way in ways]
+    return _table(("÷ one plain forward and backward pass", *cases), lines)
+
+
 def _importance(device: str, rows: list[Row]) -> str:
     lines = [
         (
