@@ -10,28 +10,22 @@ parameters take the slow road, all of their uses together: `vmap(grad)`, or, whe
 one backward pass a sample. So a missing closed form costs time, never a wrong number.
 """
 
-import operator
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence, Set
-from functools import reduce
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from mas.batches import Batch, Forward, batch_size, chunks, first_samples, run_forward, samples
-from mas.fallback import Fallback, accumulate, zeros_for
+from mas.batches import Batch, Forward, batch_size, first_samples, run_forward, samples
+from mas.fallback import Fallback, accumulate
 from mas.measuring import bare, measuring, named_parameters
 from mas.recording import Key, Layout, Recorder, Use, close, leaves, locate
+from mas.summing import Arrivals, Sums, backward
 
 Objective = Callable[[Any, Batch], Tensor]
 Moment = Literal["abs", "square"]
 Reduction = Literal["sample", "batch"]
-Share = tuple[Use, str, Tensor]  # a use, "weight" or "bias", the gradient of its output
-
-_CACHE_BYTES = 2**20  # of per-sample gradients at once on a CPU: what stays in its cache is quick
-_DEVICE_BYTES = 256 * 2**20  # the same on an accelerator, where a few large operations are quick
 
 
 def per_sample_moments(
@@ -146,7 +140,12 @@ class Pass:
             raise ValueError(f"parameter {wrong[0]!r} is complex; importance is defined for real parameters: freeze it")
         self.skip: set[Key] = set()  # calls without a sample axis: nothing per sample to note
         self.layouts: dict[Key, list[Layout | None]] = {}  # where samples lie in each layer's input
-        self.total, self.count = {name: zeros_for(p) for name, p in self.params.items()}, 0
+        self.sums, self.count = Sums(self.params, moment, max_bytes), 0
+
+    @property
+    def total(self) -> dict[str, Tensor]:
+        """The sum of moments so far, by parameter name."""
+        return self.sums.total
 
     def add(self, batch: Batch) -> None:
         """Add the moments of a batch; one without samples adds nothing."""
@@ -285,44 +284,8 @@ class Pass:
 
     def _add_closed_forms(self, uses: list[Use], slow: set[str], objective: Tensor, keep: bool) -> None:
         noted = [use for use in uses if not slow.issuperset(use.parameters)]
-        if not noted:
-            return
-        edges = [use.edge for use in noted if use.edge is not None]
-        gradients = torch.autograd.grad(objective, edges, retain_graph=keep, allow_unused=True)
-        self._add_uses(noted, gradients, slow)
-
-    def _add_uses(self, uses: Sequence[Use], gradients: Sequence[Tensor | None], slow: Set[str] = frozenset()) -> None:
-        """Add the moments of all parameters but ``slow``, given the gradient at each use's output."""
-        shares: dict[str, list[Share]] = defaultdict(list)
-        for use, gradient in zip(uses, gradients, strict=True):
-            if gradient is None:  # the objective does not depend on this call
-                continue
-            if use.overwritten:
-                raise RuntimeError(
-                    f"the input of the layer with {', '.join(sorted(use.parameters))} was overwritten in place "
-                    "after its use; make that operation out of place"
-                )
-            for role, names in use.names.items():
-                for name in names:
-                    shares[name].append((use, role, gradient))
-        for name in shares.keys() - slow:
-            self._add_parameter(name, shares[name])
-
-    def _add_parameter(self, name: str, shares: list[Share]) -> None:
-        """Add the moment of one parameter; the gradients of all its uses are summed first."""
-        total, (use, role, gradient) = self.total[name], shares[0]
-        size = use.layout.samples if use.layout else 0
-        if len(shares) == 1 and self._is_parameter(name, shares[0]):
-            short = use.rule.short_form(role, *use.part(gradient, slice(None), total.dtype), self.moment)
-            if short is not None:
-                total += short
-                return
-        one = total.numel() + sum(g.numel() for _, _, g in shares) // size
-        for rows in chunks(size, self._limit(total), one * total.element_size()):
-            accumulate(total, self._per_sample(name, shares, rows), self.moment)
-
-    def _limit(self, total: Tensor) -> int:
-        return self.max_bytes or (_CACHE_BYTES if total.device.type == "cpu" else _DEVICE_BYTES)
+        if noted:
+            backward(objective, noted, Arrivals(self.sums, noted, slow, keep), keep)
 
     def _add_slow(self, slow: set[str], batch: Batch, shape: torch.Size) -> None:
         """Add the moments of parameters without a closed form."""
@@ -330,26 +293,6 @@ class Pass:
         road = Fallback(self.model, self.objective, self.forward, self.moment, params, self.max_bytes)
         for name, moment in road.moments(batch, *shape).items():
             self.total[name] += moment
-
-    def _is_parameter(self, name: str, share: Share) -> bool:
-        """Tell whether the parameter itself was used, not something derived from it."""
-        use, role, _ = share
-        return use.sources[role] is self.params[name]
-
-    def _per_sample(self, name: str, shares: list[Share], rows: slice) -> Tensor:
-        dtype, rules = self.total[name].dtype, {use.rule for use, _, _ in shares}
-        join = next(iter(rules)).join if len(rules) == 1 and len(shares) > 1 else None
-        if join and all(role == "weight" and self._is_parameter(name, (use, role, g)) for use, role, g in shares):
-            return rules.pop().weight(*join([use.part(g, rows, dtype) for use, _, g in shares]))
-        return reduce(operator.iadd, (self._share(name, share, rows) for share in shares))
-
-    def _share(self, name: str, share: Share, rows: slice) -> Tensor:
-        """Give the per-sample gradient that one use contributes."""
-        use, role, gradient = share
-        found = use.per_sample(role, gradient, rows, self.total[name].dtype)
-        if self._is_parameter(name, share):
-            return found
-        return _pulled_back(use.sources[role], self.params[name], found).to(found.dtype)
 
 
 class BatchPass(Pass):
@@ -370,17 +313,6 @@ class BatchPass(Pass):
 
 
 _PASSES: dict[str, type[Pass]] = {"sample": Pass, "batch": BatchPass}
-
-
-def _pulled_back(source: Tensor, parameter: Tensor, gradients: Tensor) -> Tensor:
-    """Give the gradients of a parameter, one per sample, from those of what is derived from it."""
-    gradients = gradients.to(source.dtype)
-    try:
-        (found,) = torch.autograd.grad(source, [parameter], gradients, retain_graph=True, is_grads_batched=True)
-    except RuntimeError:  # no batched form
-        each = [torch.autograd.grad(source, [parameter], g, retain_graph=True)[0] for g in gradients]
-        found = torch.stack(each)
-    return found.contiguous()
 
 
 def check_finite(values: Tensor) -> None:

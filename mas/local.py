@@ -14,6 +14,7 @@ from mas.batches import Batch, Forward, batch_size
 from mas.gradients import Pass, check_finite
 from mas.measuring import measuring
 from mas.recording import Recorder, Use, leaves
+from mas.summing import Arrivals
 
 
 def local_mas_importance(
@@ -106,7 +107,10 @@ class _LocalPass(Pass):
                 if isinstance(leaf, Tensor) and leaf.is_floating_point():
                     check_finite(leaf.detach().reshape(batch_size(batch), -1))
                 recorder.refuse_other_uses(leaf)
-            self._add_uses(recorder.uses, recorder.gradients)
+            arrivals = Arrivals(self.sums, recorder.uses)
+            for use, gradient in zip(recorder.uses, recorder.gradients, strict=True):
+                arrivals.add(use, gradient)
+            arrivals.finish()
         self.count += batch_size(batch)
 
 

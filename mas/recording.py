@@ -54,7 +54,7 @@ class Layout:
         return tensor.movedim(self.axis, 0)
 
 
-@dataclass
+@dataclass(eq=False)
 class Use:
     """One call of a layer function with parameters of the model."""
 

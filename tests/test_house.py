@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"batches", "measuring", "rules"},
     {"recording", "fallback"},
+    {"summing"},
     {"gradients"},
     {"importance", "local", "penalty", "path_integral", "forgetting"},
     {"strategies", "benchmarks"},

@@ -23,13 +23,13 @@ def _weight(g: Tensor, a: Arguments) -> Tensor:
     return rows.reshape(len(g), *a["weight"].shape)
 
 
-def _moment(g: Tensor, a: Arguments, moment: str) -> Tensor:
+def _add_moment(total: Tensor, g: Tensor, a: Arguments, moment: str) -> bool:
     """Sum equal words within a sample, then take the moment: no tensor of samples x vocabulary."""
     keys, places = _places(g, a)
     distinct, position = keys.unique(return_inverse=True)
     sums = places.new_zeros(len(distinct), places.shape[1]).index_add_(0, position, places)
-    total = places.new_zeros(a["weight"].shape)
-    return total.index_add_(0, distinct % len(a["weight"]), power(sums, moment))
+    total.index_add_(0, distinct % len(a["weight"]), power(sums, moment))
+    return True
 
 
 EMBEDDING = Rule(
@@ -37,6 +37,6 @@ EMBEDDING = Rule(
     weight=_weight,
     free_axes=lambda a, ndim: ndim,
     applies=lambda a: not a.get("scale_grad_by_freq") and not a.get("sparse"),
-    weight_moment=_moment,
+    add_weight_moment=_add_moment,
     positions=True,
 )

@@ -13,9 +13,11 @@ def _weight(g: Tensor, a: Arguments) -> Tensor:
     return torch.bmm(g.flatten(1, -2).mT, x.flatten(1, -2)) if g.ndim > 2 else g[:, :, None] * x[:, None, :]
 
 
-def _moment(g: Tensor, a: Arguments, moment: str) -> Tensor | None:
+def _add_moment(total: Tensor, g: Tensor, a: Arguments, moment: str) -> bool:
     """Rank one per sample, |g_n x_nᵀ| = |g_n| |x_n|ᵀ: one matrix product for the whole batch."""
-    return power(g, moment).mT @ power(a["input"], moment) if g.ndim == 2 else None
+    if g.ndim == 2:
+        total.addmm_(power(g, moment).mT, power(a["input"], moment))
+    return g.ndim == 2
 
 
 def _join(parts: Sequence[Part]) -> Part:
@@ -30,7 +32,7 @@ LINEAR = Rule(
     weight=_weight,
     bias=lambda g, a: between_summed(g, 1),
     free_axes=lambda a, ndim: ndim - 1,
-    weight_moment=_moment,
+    add_weight_moment=_add_moment,
     positions=True,
     join=_join,
 )

@@ -29,8 +29,8 @@ class Rule:
         located_by: whose shape shows where the samples are, the "input" or the "output".
         free_axes: how many leading axes, of that one, may be the sample axis.
         applies: whether the closed forms cover these arguments.
-        weight_moment: Σ_n |g_n| or Σ_n g_n² of the weight without the per-sample gradients, or
-            None where these arguments allow no short form.
+        add_weight_moment: adds Σ_n |g_n| or Σ_n g_n² of the weight to a total without the per-sample
+            gradients; tells whether these arguments allow that.
         positions: whether g and the input may have more axes between samples and features.
         join: several uses of one weight as a single one, for each sample.
         commutes: whether input and weight may change places.
@@ -43,7 +43,7 @@ class Rule:
     located_by: Literal["input", "output"] = "input"
     free_axes: Callable[[Arguments, int], int] = lambda a, ndim: 1
     applies: Callable[[Arguments], bool] = lambda a: True
-    weight_moment: Callable[[Tensor, Arguments, str], Tensor | None] = lambda g, a, moment: None
+    add_weight_moment: Callable[[Tensor, Tensor, Arguments, str], bool] = lambda total, g, a, moment: False
     positions: bool = False
     join: Callable[[Sequence[Part]], Part] | None = None
     commutes: bool = False
@@ -57,9 +57,9 @@ class Rule:
         """Give the gradients of "weight" or "bias", one per sample."""
         return (self.weight if role == "weight" else self.bias)(g, a)
 
-    def short_form(self, role: str, g: Tensor, a: Arguments, moment: str) -> Tensor | None:
-        """Give the summed moment directly, where that is possible."""
-        return self.weight_moment(g, a, moment) if role == "weight" else None
+    def add_moment(self, total: Tensor, role: str, g: Tensor, a: Arguments, moment: str) -> bool:
+        """Add the summed moment directly, where that is possible."""
+        return role == "weight" and self.add_weight_moment(total, g, a, moment)
 
 
 def power(tensor: Tensor, moment: str) -> Tensor:

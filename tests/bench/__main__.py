@@ -16,7 +16,7 @@ import torch
 
 from tests.bench import importance, memory, step
 from tests.bench.page import page
-from tests.bench.workloads import QUICK, WORKLOADS
+from tests.bench.workloads import QUICK, STEPS, WORKLOADS
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
 def measure(quick: bool, repeats: int) -> dict[str, Any]:
     """Give every table by device; the plain passes of a table are timed in the same run."""
     workloads = QUICK if quick else WORKLOADS
-    sizes, tasks = ((20, 16, 10), (1, 3)) if quick else ((784, 1000, 1000, 10), (1, 5, 10, 20))
+    steps, tasks = (QUICK, (1, 3)) if quick else (STEPS, (1, 5, 10, 20))
     cases, batches = (list(QUICK)[:1], (2, 4)) if quick else (list(WORKLOADS)[:3], (16, 64, 128))
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     return {
@@ -43,7 +43,7 @@ def measure(quick: bool, repeats: int) -> dict[str, Any]:
         "machine": machine(),
         "repeats": repeats,
         "importance": {d: list(importance.measure(workloads, repeats, d)) for d in devices},
-        "step": {d: list(step.measure(sizes, tasks, repeats, d)) for d in devices},
+        "step": {d: list(step.measure(steps, tasks, repeats, d)) for d in devices},
         "memory": {d: list(memory.measure(cases, batches, d)) for d in devices},
     }
 

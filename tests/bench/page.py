@@ -97,13 +97,15 @@ timed as a strategy calls them, with their data loader.
 _STEP = """
 ## Training step with a penalty ÷ naive step, {device}
 
-SGD, batch 128, by the number of tasks behind the step; target ≤ {target} and flat.
+SGD, batch 128, by the number of tasks behind the step; target ≤ {target} and flat. A penalty reads
+four numbers for each weight (weight, gradient, anchor, importance) and writes one, whatever the batch;
+in a fully connected network with a batch of 128 that is as much as it ever weighs.
 
 """
 _MEMORY = """
 ## Peak memory of a pass, {device}
 
 MB above what the same pass took for one sample. A plain pass keeps its activations, so it grows
-with the batch; what importance adds to it must not.
+with the batch; importance frees them layer by layer too, and adds a bounded number of bytes.
 
 """

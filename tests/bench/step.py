@@ -1,4 +1,7 @@
-"""A training step with a penalty ÷ the naive step, by the number of tasks behind it."""
+"""A training step with a penalty ÷ the naive step, by the number of tasks behind it.
+
+The fewer samples a batch has for each weight, the more a penalty weighs: it touches every weight once.
+"""
 
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -11,7 +14,7 @@ import torch.nn.functional as F
 from mas.strategies import EWCPlugin, MASPlugin
 from tests.bench.peers import experience
 from tests.bench.timing import ratios
-from tests.models import mlp
+from tests.bench.workloads import Workload
 
 PLUGINS: dict[str, Callable[[], Any]] = {
     "here, MAS": lambda: MASPlugin(lam=1.0),
@@ -19,26 +22,26 @@ PLUGINS: dict[str, Callable[[], Any]] = {
     "Avalanche's MASPlugin": lambda: avalanche_plugins.MASPlugin(1.0),
     "Avalanche's EWCPlugin": lambda: avalanche_plugins.EWCPlugin(1.0),
 }
-STEPS = 10  # in one timing
 TARGET = 1.1
+BATCH = 128
 
 
-def measure(sizes: tuple[int, ...], tasks: tuple[int, ...], repeats: int, device: str) -> Iterator[dict[str, Any]]:
-    """Give a row for each number of tasks and each plugin: SGD on an MLP, batch 128."""
-    case = "MLP " + "-".join(map(str, sizes))
-    for count in tasks:
-        steps = {name: _step(sizes, make(), count, device) for name, make in PLUGINS.items()}
-        times = ratios({"naive step": _step(sizes, None, 0, device), **steps}, repeats, device)
-        for name, figures in times.items():
-            per_step = figures | {"ms": figures["ms"] / STEPS}
-            yield {"case": case, "way": name, "tasks": count, **per_step, "target": TARGET}
+def measure(
+    workloads: dict[str, Workload], tasks: tuple[int, ...], repeats: int, device: str
+) -> Iterator[dict[str, Any]]:
+    """Give a row for each workload, number of tasks and plugin."""
+    for case, workload in workloads.items():
+        for count in tasks:
+            steps = {name: _step(workload, make(), count, device) for name, make in PLUGINS.items()}
+            times = ratios({"naive step": _step(workload, None, 0, device), **steps}, repeats, device)
+            for name, figures in times.items():
+                per_step = figures | {"ms": figures["ms"] / workload.batches}
+                yield {"case": case, "way": name, "tasks": count, **per_step, "target": TARGET}
 
 
-def _step(sizes: tuple[int, ...], plugin: Any, tasks: int, device: str) -> Callable[[], None]:
+def _step(workload: Workload, plugin: Any, tasks: int, device: str) -> Callable[[], None]:
     """Give a function that trains for a few steps, the plugin called where a strategy calls it."""
-    torch.manual_seed(0)
-    model = mlp(*sizes).to(device)
-    x, y = torch.randn(128, sizes[0]).to(device), torch.randint(10, (128,)).to(device)
+    model, ((x, y), *_) = workload.model(device), workload.data(device, BATCH)
     strategy = SimpleNamespace(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=1e-4),
@@ -55,7 +58,7 @@ def _step(sizes: tuple[int, ...], plugin: Any, tasks: int, device: str) -> Calla
     strategy.clock.train_exp_counter = tasks
 
     def steps() -> None:
-        for _ in range(STEPS):
+        for _ in range(workload.batches):
             strategy.optimizer.zero_grad()
             strategy.loss = F.cross_entropy(model(x), y)
             if plugin is not None:

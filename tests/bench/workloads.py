@@ -39,6 +39,11 @@ WORKLOADS = {
     "ResNet-18": Workload(resnet18, IMAGE, 32, 1, 1.5),
     "ViT (depth 6, width 192)": Workload(vit, IMAGE, 32, 1, 1.6),
 }
+STEPS = {  # "batches" are the steps in one timing
+    "MLP 784-400-400-10": Workload(lambda: mlp(784, 400, 400, 10), (784,), 128, 30),
+    "MLP 784-1000-1000-10": Workload(lambda: mlp(784, 1000, 1000, 10), (784,), 128, 10),
+    "small CNN": Workload(small_cnn, IMAGE, 128, 1),
+}
 QUICK = {
     "MLP 20-16-10": Workload(lambda: mlp(20, 16, 10), (20,), 8, 2),
     "tiny CNN": Workload(lambda: small_cnn(width=4, pixels=8), (3, 8, 8), 4, 1),
