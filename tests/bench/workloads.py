@@ -34,10 +34,10 @@ class Workload:
 
 IMAGE = (3, 32, 32)
 WORKLOADS = {
-    "MLP 784-1000-1000-10": Workload(lambda: mlp(784, 1000, 1000, 10), (784,), 128, 4, 1.1),
-    "small CNN": Workload(small_cnn, IMAGE, 64, 1, 1.4),
-    "ResNet-18": Workload(resnet18, IMAGE, 32, 1, 1.5),
-    "ViT (depth 6, width 192)": Workload(vit, IMAGE, 32, 1, 1.6),
+    "MLP 784-1000-1000-10": Workload(lambda: mlp(784, 1000, 1000, 10), (784,), 128, 16, 1.1),
+    "small CNN": Workload(small_cnn, IMAGE, 64, 4, 1.4),
+    "ResNet-18": Workload(resnet18, IMAGE, 32, 2, 1.5),
+    "ViT (depth 6, width 192)": Workload(vit, IMAGE, 32, 4, 1.6),
 }
 STEPS = {  # "batches" are the steps in one timing
     "MLP 784-400-400-10": Workload(lambda: mlp(784, 400, 400, 10), (784,), 128, 30),
