@@ -15,8 +15,12 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", TEXTS, re.DOTALL)
 def test_examples_run(example):
     names: dict = {}
     exec(compile(example, "example", "exec"), names)  # noqa: S102
-    importance = names["penalty"].importance if "penalty" in names else names["strategy"].plugins[1].penalty.importance
-    assert all(value.sum() > 0 for value in importance.values())
+    plugins = names["strategy"].plugins if "strategy" in names else []
+    penalties = [names[name] for name in names if name == "penalty"] + [
+        plugin.penalty for plugin in plugins if hasattr(plugin, "penalty")
+    ]
+    assert penalties
+    assert all(value.sum() > 0 for penalty in penalties for value in penalty.importance.values())
 
 
 def test_the_library_example_needs_no_avalanche():

@@ -99,8 +99,8 @@ _STEP = """
 ## Training step with a penalty ÷ naive step, {device}
 
 SGD, batch 128, by the number of tasks behind the step; target ≤ {target} and flat. A penalty reads
-four numbers for each weight (weight, gradient, anchor, importance) and writes one, whatever the batch;
-in a fully connected network with a batch of 128 that is as much as it ever weighs.
+four numbers for each weight (weight, gradient, anchor, importance) and writes one: it waits for memory,
+and weighs most where a step does little else with a weight, as in a fully connected network.
 
 """
 _MEMORY = """
