@@ -5,12 +5,14 @@ import random
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import mas.gradients
 from mas import mean_moments, per_sample_moments
 from mas.batches import batch_size, samples
+from tests import models
 from tests.cases import CASES, SLOW, By, N, flat, make, quadratic
 from tests.conftest import assert_same
 from tests.oracles.moments import moments_by_loop, one_sample
@@ -28,6 +30,19 @@ def test_law_1_equals_a_loop_over_single_samples(name, moment):
     found = per_sample_moments(case.model, case.batch, quadratic, moment, case.forward)
     assert_same(found, oracle(case, moment=moment))
     assert any(value.abs().max() > 1e-3 for value in found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "build", [models.resnet18, torchvision.models.mobilenet_v3_small, torchvision.models.convnext_tiny]
+)
+def test_law_1_for_networks_of_full_size(build):
+    torch.manual_seed(0)
+    model = build().double()
+    batch = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    found = per_sample_moments(model, batch, quadratic)
+    model.eval()
+    assert_same(found, moments_by_loop(model, batch, quadratic, "abs"))
 
 
 @pytest.mark.parametrize("name", CASES)
