@@ -169,6 +169,8 @@ class Pass:
         """Give the mean over many batches, or over the first samples of them."""
         if max_samples is not None and max_samples < 1:
             raise ValueError(f"max_samples is {max_samples}; give a number of at least 1, or None for all")
+        if isinstance(batches, Tensor):
+            raise ValueError("batches is a single tensor, whose items would be taken for batches; give a list: [x]")
         for batch in first_samples(batches, max_samples):
             self.add(batch)
         if self.count == 0:

@@ -520,6 +520,8 @@ def test_nothing_to_measure_is_one_clear_error():
     case = make("mlp")
     with pytest.raises(ValueError, match="gave no sample"):
         mean_moments(case.model, [], quadratic)
+    with pytest.raises(ValueError, match=r"batches is a single tensor, .* give a list: \[x\]"):
+        mean_moments(case.model, case.batch, quadratic)
     with pytest.raises(ValueError, match="moment is 'cube'"):
         per_sample_moments(case.model, case.batch, quadratic, "cube")
     with pytest.raises(ValueError, match="no parameter of the model requires a gradient"):
