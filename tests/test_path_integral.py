@@ -146,3 +146,14 @@ def test_rwalk_skips_parameters_without_fisher_information():
     walk.start()
     walk.close_interval({"bias": torch.ones(1)})
     assert set(walk.importance()) == {"bias"}
+
+
+def test_si_a_path_uphill_earns_no_importance():
+    model = nn.Linear(2, 1, bias=False)
+    path = PathIntegral(model, damping=1.0)
+    model.weight.grad = torch.tensor([[4.0, 4.0]])
+    path.before_step()
+    with torch.no_grad():
+        model.weight += torch.tensor([[1.0, -1.0]])  # the first weight goes up the gradient
+    path.after_step()
+    assert path.importance()["weight"].tolist() == [[0.0, pytest.approx(2.0)]]
