@@ -8,7 +8,23 @@ if __name__ != "mas.benchmarks":
         f"import mas.benchmarks, not {__name__}: under two names there would be two copies of every class"
     )
 
-from mas.benchmarks.datasets import DATASETS, digits
-from mas.benchmarks.streams import STREAMS, split
+from mas.benchmarks.datasets import DATASETS, digits, load_dataset
+from mas.benchmarks.folders import DataError
+from mas.benchmarks.images import BatchedDataset, Images, as_dataset
+from mas.benchmarks.streams import STREAMS, instances, permuted, rotated, sequence, split
 
-__all__ = ["DATASETS", "STREAMS", "digits", "split"]
+__all__ = [
+    "DATASETS",
+    "STREAMS",
+    "BatchedDataset",
+    "DataError",
+    "Images",
+    "as_dataset",
+    "digits",
+    "instances",
+    "load_dataset",
+    "permuted",
+    "rotated",
+    "sequence",
+    "split",
+]

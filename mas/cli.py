@@ -1,5 +1,6 @@
 """The ``mas`` command. Heavy imports happen inside the commands, so that help is quick."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,10 @@ Changes = Annotated[
         "--set", metavar="KEY=VALUE", help="Change a value of the config, such as training.epochs=2; may be repeated."
     ),
 ]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="Where data sets are, or are downloaded to; by default $MAS_DATA.", show_default=False),
+]
 
 
 @app.command()
@@ -35,6 +40,7 @@ def run(
         typer.Option(help="Folder for the results; by default runs/<name of the config file>.", show_default=False),
     ] = None,
     changes: Changes = None,
+    data: Data = None,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -47,6 +53,7 @@ def run(
     Cells (one strategy, one seed) that are finished are not run again.
     """
     with _user_errors():
+        _look_in(data)
         from mas.experiments.cells import expand
         from mas.experiments.config import load_config, resolved
         from mas.experiments.report import write_report
@@ -66,9 +73,10 @@ def run(
 
 
 @app.command()
-def check(config: ConfigFile, changes: Changes = None) -> None:
+def check(config: ConfigFile, changes: Changes = None, data: Data = None) -> None:
     """Validate a config and print its cells, without running them."""
     with _user_errors():
+        _look_in(data)
         from mas.experiments.cells import expand
         from mas.experiments.config import load_config
 
@@ -122,6 +130,12 @@ def list_names() -> None:
 def main() -> None:
     """Run the command line."""
     app()
+
+
+def _look_in(data: Path | None) -> None:
+    """Set the data root, for worker processes too."""
+    if data is not None:
+        os.environ["MAS_DATA"] = str(data.absolute())
 
 
 @contextmanager

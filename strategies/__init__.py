@@ -8,6 +8,7 @@ if __name__ != "mas.strategies":
         f"import mas.strategies, not {__name__}: under two names there would be two copies of every class"
     )
 
+from mas.strategies.baselines import AGEM, GEM, Cumulative, DERpp, GEMPlugin, LwF, LwFPlugin, Replay
 from mas.strategies.plugins import (
     EWCPlugin,
     ImportancePlugin,
@@ -32,21 +33,34 @@ STRATEGIES = {
     "rwalk": RWalk,
     "l2": L2,
     "random": Random,
+    "cumulative": Cumulative,
+    "lwf": LwF,
+    "replay": Replay,
+    "gem": GEM,
+    "agem": AGEM,
+    "der++": DERpp,
 }
 """Name in YAML -> strategy class. The first line of its docstring is what ``mas list`` says."""
 
 __all__ = [
+    "AGEM",
     "EWC",
+    "GEM",
     "L2",
     "MAS",
     "SI",
     "STRATEGIES",
+    "Cumulative",
+    "DERpp",
     "EWCPlugin",
+    "GEMPlugin",
     "ImportancePlugin",
     "Joint",
     "L2Plugin",
     "LocalMAS",
     "LocalMASPlugin",
+    "LwF",
+    "LwFPlugin",
     "MASPlugin",
     "Naive",
     "OnlineEWC",
@@ -55,5 +69,6 @@ __all__ = [
     "RWalkPlugin",
     "Random",
     "RandomPlugin",
+    "Replay",
     "SIPlugin",
 ]

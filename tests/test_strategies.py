@@ -30,6 +30,7 @@ from mas.strategies import (
     Joint,
     MASPlugin,
     Naive,
+    OnlineEWCPlugin,
     Random,
     RWalkPlugin,
     SIPlugin,
@@ -364,6 +365,12 @@ def test_ewc_is_half_lambda_times_the_fisher_quadratic(mode, rule):
     assert (penalty.strength, penalty.accumulate, penalty.factor) == (1.5, rule, 0.4)
 
 
+def test_online_ewc_is_ewc_that_decays():
+    penalty = OnlineEWCPlugin(3.0, decay=0.4).penalty
+    assert (penalty.strength, penalty.accumulate, penalty.factor) == (1.5, "decay", 0.4)
+    assert OnlineEWCPlugin().penalty.factor == 0.95
+
+
 def test_joint_sees_all_data_once_an_epoch():
     counted = []
 
@@ -372,7 +379,7 @@ def test_joint_sees_all_data_once_an_epoch():
             counted.extend(zip(strategy.mb_y.tolist(), strategy.mb_task_id.tolist(), strict=True))
 
     torch.manual_seed(0)
-    model = MultiHead(nn.Linear(5, 8), 8, 2, 3)
+    model = MultiHead(nn.Linear(5, 8), 8, [2, 2, 2])
     build(Joint, model, [Count()]).train(benchmark(task_labels=True).train_stream)
     assert len(counted) == 2 * 60
     assert {pair: counted.count(pair) for pair in counted} == {(y, t): 20 for y in (0, 1) for t in (0, 1, 2)}

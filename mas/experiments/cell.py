@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mas.benchmarks import STREAMS
 from mas.experiments.cells import Cell, stream_seed
 from mas.experiments.errors import DivergedError
-from mas.experiments.models import build_model
+from mas.experiments.models import model_for
 from mas.measuring import measuring
 from mas.strategies import STRATEGIES, ImportancePlugin, Joint
 
@@ -28,7 +28,9 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     start, threads = time.perf_counter(), torch.get_num_threads()
     torch.set_num_threads(1)  # the order of sums, and so the last bit, depends on the thread count
     try:
-        result = _train(cell)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of Avalanche's, by Avalanche
+            result = _train(cell)
     finally:
         torch.set_num_threads(threads)
     return result | {"seconds": round(time.perf_counter() - start, 3)}
@@ -61,7 +63,7 @@ def _train(cell: Cell) -> dict[str, Any]:
 def build_strategy(cell: Cell, benchmark: Any) -> Any:
     """Build an Avalanche strategy with the cell's model, optimizer and random streams."""
     training, options = cell.settings["training"], dict(cell.settings["strategy"])
-    model = _model(cell, benchmark)
+    model = model_for(benchmark, cell.settings["model"], stream_seed(cell.seed, "initialisation"))
     strategy = STRATEGIES[options.pop("name")](
         model=model,
         optimizer=_optimizer(model, training),
@@ -77,15 +79,6 @@ def build_strategy(cell: Cell, benchmark: Any) -> Any:
         if isinstance(plugin, ImportancePlugin):
             plugin.generator.manual_seed(stream_seed(cell.seed, "importance"))
     return strategy
-
-
-def _model(cell: Cell, benchmark: Any) -> nn.Module:
-    options = dict(cell.settings["model"])
-    experiences = list(benchmark.train_stream)
-    classes = 1 + max(max(e.classes_in_this_experience) for e in experiences)
-    heads = 1 + max(max(e.task_labels) for e in experiences)
-    shape = experiences[0].dataset[0][0].shape
-    return build_model(options.pop("name"), options, shape, classes, heads, stream_seed(cell.seed, "initialisation"))
 
 
 def _optimizer(model: nn.Module, training: dict[str, Any]) -> torch.optim.Optimizer:

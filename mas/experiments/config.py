@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from mas.benchmarks import DATASETS, STREAMS
 from mas.experiments.errors import UserError
-from mas.experiments.models import MODELS
+from mas.experiments.models import MODELS, model_for
 from mas.experiments.options import Options, models_of
 from mas.experiments.source import Key, Source, nearest
 from mas.strategies import STRATEGIES
@@ -30,6 +30,14 @@ class StrategyOptions(Options):
         return f"{title}-batch" if per_batch and "batch" not in title else title
 
 
+class ModelOptions(Options):
+    """What every model may be told."""
+
+    head: Literal["shared", "growing"] = (
+        "shared"  # growing: only the classes seen so far; one per task in task scenarios
+    )
+
+
 class Training(Options):
     """How each experience is trained."""
 
@@ -48,14 +56,18 @@ class Training(Options):
 _NOT_OPTIONS = frozenset({*inspect.signature(STRATEGIES["naive"]).parameters, "plugins", "data"})
 
 STREAM_MODELS = models_of(STREAMS, "stream", frozenset({"seed"}))
-MODEL_MODELS = models_of(MODELS, "name", frozenset({"shape"}))
+MODEL_MODELS = models_of(MODELS, "name", frozenset({"shape"}), ModelOptions)
 STRATEGY_MODELS = models_of(STRATEGIES, "name", _NOT_OPTIONS, StrategyOptions)
 
 
-def _one_of(models: dict[str, type[Options]], key: str) -> Any:
-    if len(models) == 1:  # a union of one is no union to pydantic
-        return next(iter(models.values()))
-    return Annotated[Union[tuple(models.values())], Field(discriminator=key)]  # noqa: UP007 - built from a list
+def _one_of(models: dict[str, type[Options]], key: str, default: str | None = None) -> Any:
+    """Make the type of a map that ``key`` tells apart; where it is missing, ``default`` is meant."""
+
+    def with_default(value: Any) -> Any:
+        return {key: default, **value} if default and isinstance(value, dict) and key not in value else value
+
+    union: Any = Union[tuple(models.values())]  # noqa: UP007 - built from a list
+    return Annotated[union, Field(discriminator=key), BeforeValidator(with_default)]
 
 
 def _each_once(seeds: list[int]) -> list[int]:
@@ -68,8 +80,8 @@ class Forgetting(Options):
     """``experiment: forgetting``: train strategies along a stream and see who forgets what."""
 
     experiment: Literal["forgetting"]
-    benchmark: _one_of(STREAM_MODELS, "stream")  # type: ignore[valid-type]
-    model: _one_of(MODEL_MODELS, "name") = MODEL_MODELS["mlp"]()  # type: ignore[valid-type]
+    benchmark: _one_of(STREAM_MODELS, "stream", "split")  # type: ignore[valid-type]
+    model: _one_of(MODEL_MODELS, "name", "mlp") = MODEL_MODELS["mlp"]()  # type: ignore[valid-type]
     training: Training = Training()
     strategies: Annotated[list[_one_of(STRATEGY_MODELS, "name")], Field(min_length=1)]  # type: ignore[valid-type]
     seeds: (
@@ -123,16 +135,29 @@ def _check_momentum(config: Forgetting, source: Source) -> None:
 
 
 def _check_benchmark(config: Forgetting, source: Source) -> None:
-    """Build the benchmark once: only it can tell how many classes its data have."""
+    """Build benchmark and model once: only they can tell what the data hold, and whether they fit."""
     options = config.benchmark.model_dump(exclude={"stream"})
-    known, name = list(DATASETS), options["dataset"]
-    if name not in known:
-        where = source.where(("benchmark", "dataset"))
-        raise UserError(f"{where}: found {name!r}{nearest(name, known)}; allowed: {', '.join(known)}")
+    for key, name in _named_datasets(options):
+        if name not in DATASETS:
+            where = source.where(("benchmark", *key))
+            raise UserError(
+                f"{where}: found {name!r}{nearest(str(name), list(DATASETS))}; allowed: {', '.join(DATASETS)}"
+            )
     try:
-        STREAMS[config.benchmark.stream](**options)
+        benchmark = STREAMS[config.benchmark.stream](**options)
     except ValueError as error:
         raise UserError(f"{source.where(('benchmark',))}: {error}") from None
+    try:
+        model_for(benchmark, config.model.model_dump(), seed=0)
+    except ValueError as error:
+        raise UserError(f"{source.where(('model',))}: {error}") from None
+
+
+def _named_datasets(options: dict[str, Any]) -> list[tuple[Key, Any]]:
+    """Give each data set's place in a stream's options, and its name."""
+    specs: list[tuple[Key, Any]] = [(("dataset",), options["dataset"])] if "dataset" in options else []
+    specs += [(("datasets", i), spec) for i, spec in enumerate(options.get("datasets", ()))]
+    return [((*key, "name"), s.get("name")) if isinstance(s, dict) else (key, s) for key, s in specs]
 
 
 # What pydantic found, in the words of this project.

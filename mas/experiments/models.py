@@ -1,17 +1,183 @@
-"""Networks by name, with heads as the scenario asks: one shared, or one per task."""
+"""Networks by name, with heads as the scenario asks: one shared, one that grows, or one per task."""
 
-from collections.abc import Sequence
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
 from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Gt
-from avalanche.models import MultiTaskModule
+from avalanche.models import DynamicModule, MultiTaskModule
 from torch import Tensor, nn
 
 Activation = Literal["relu", "tanh", "gelu"]
+Count = Annotated[int, Gt(0)]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
+
+
+def mlp(
+    shape: Sequence[int],
+    hidden: list[Count] = [256, 256],  # noqa: B006 - never changed
+    activation: Activation = "relu",
+) -> nn.Module:
+    """Fully connected network on the flattened input; ``hidden`` gives the units of each layer."""
+    sizes = [prod(shape), *hidden]
+    layers = [layer for i, o in pairwise(sizes) for layer in (nn.Linear(i, o), _ACTIVATIONS[activation]())]
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+def lenet(shape: Sequence[int]) -> nn.Module:
+    """LeNet-5: two convolutions and two linear layers, with ReLU and max pooling (LeCun 1998)."""
+    convolutions = nn.Sequential(
+        *(nn.Conv2d(shape[0], 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(6, 16, 5, padding=0 if min(shape[1:]) >= 14 else 2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+    )
+    return nn.Sequential(
+        convolutions, nn.Linear(_features(convolutions, shape), 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU()
+    )
+
+
+def small_cnn(shape: Sequence[int], width: Count = 32, hidden: Count = 256) -> nn.Module:
+    """Four convolutions and a linear layer: the small CNN of SI and many others (Zenke 2017)."""
+    wide = 2 * width
+    convolutions = nn.Sequential(
+        *(nn.Conv2d(shape[0], width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU()),
+        nn.MaxPool2d(2),
+        *(nn.Conv2d(width, wide, 3, padding=1), nn.ReLU(), nn.Conv2d(wide, wide, 3, padding=1), nn.ReLU()),
+        *(nn.MaxPool2d(2), nn.Flatten()),
+    )
+    return nn.Sequential(convolutions, nn.Linear(_features(convolutions, shape), hidden), nn.ReLU())
+
+
+def resnet18(shape: Sequence[int], width: Count = 64, stem: Literal["auto", "cifar", "imagenet"] = "auto") -> nn.Module:
+    """ResNet-18 with BatchNorm; ``stem: cifar``, also for images below 64 pixels, keeps their resolution (He 2016)."""
+    small = stem == "cifar" or (stem == "auto" and min(shape[1:]) < 64)
+    return _resnet(shape[0], [width, 2 * width, 4 * width, 8 * width], blocks=2, small=small)
+
+
+def resnet32(shape: Sequence[int]) -> nn.Module:
+    """ResNet-32 with BatchNorm: three stages of five blocks, 16, 32 and 64 channels, for CIFAR (He 2016)."""
+    return _resnet(shape[0], [16, 32, 64], blocks=5, small=True)
+
+
+def vgg_small(shape: Sequence[int], width: Count = 64, hidden: Count = 128) -> nn.Module:
+    """VGG-9: six convolutions and two linear layers, for Tiny-ImageNet (De Lange 2021, small)."""
+    widths = [(width, 1), (2 * width, 1), (4 * width, 2), (4 * width, 2)]
+    layers: list[nn.Module] = []
+    channels = shape[0]
+    for out, repeats in widths:
+        for _ in range(repeats):
+            layers += [nn.Conv2d(channels, out, 3, padding=1), nn.ReLU()]
+            channels = out
+        layers.append(nn.MaxPool2d(2))
+    convolutions = nn.Sequential(*layers, nn.Flatten())
+    return nn.Sequential(
+        convolutions, nn.Linear(_features(convolutions, shape), hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
+    )
+
+
+def vit_tiny(
+    shape: Sequence[int], patch: Count = 4, depth: Count = 6, heads: Count = 3, width: Count = 192
+) -> nn.Module:
+    """Vision transformer of little width; ``patch`` must divide the image's side (Dosovitskiy 2021)."""
+    from torchvision.models import VisionTransformer
+
+    if shape[1] != shape[2] or shape[1] % patch:
+        raise ValueError(f"patch is {patch}; images of {shape[1]}x{shape[2]} need one that divides their side")
+    return _on_colour(shape, _without_head(VisionTransformer(shape[1], patch, depth, heads, width, 4 * width)))
+
+
+def alexnet(shape: Sequence[int], weights: str | None = None) -> nn.Module:
+    """Torchvision's AlexNet; ``weights: DEFAULT`` are those trained on ImageNet (Krizhevsky 2012)."""
+    return torchvision_model(shape, "alexnet", weights)
+
+
+def torchvision_model(shape: Sequence[int], model: str, weights: str | None = None) -> nn.Module:
+    """Any classifier of torchvision by its name there, without its last layer; ``weights`` as torchvision has them."""
+    from torchvision.models import get_model, list_models
+
+    known = list_models(importlib.import_module("torchvision.models"))
+    if model not in known:
+        raise ValueError(f"model is {model!r}; torchvision has {', '.join(known)}")
+    return _on_colour(shape, _without_head(get_model(model, weights=weights)))
+
+
+def imported(shape: Sequence[int], function: str, options: dict[str, Any] = {}) -> nn.Module:  # noqa: B006 - never changed
+    """Your own: ``function: package.module:name`` is called with the input shape and gives a body."""
+    module, _, name = function.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"function is {function!r}; expected package.module:name that can be imported ({error})"
+        ) from None
+    try:
+        inspect.signature(make).bind(shape, **options)
+    except TypeError as error:
+        raise ValueError(f"function {function} does not take the input shape and these options: {error}") from None
+    return make(shape, **options)
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp,
+    "lenet": lenet,
+    "small_cnn": small_cnn,
+    "resnet18": resnet18,
+    "resnet32": resnet32,
+    "vgg_small": vgg_small,
+    "alexnet": alexnet,
+    "vit_tiny": vit_tiny,
+    "torchvision": torchvision_model,
+    "import": imported,
+}
+"""Name in YAML -> function of (input shape, options) that gives the body; a head goes on top."""
+
+
+def model_for(benchmark: Any, settings: dict[str, Any], seed: int) -> nn.Module:
+    """Build the model of a config for an Avalanche benchmark: its input's shape, its classes, its tasks.
+
+    Args:
+        benchmark: whose training stream counts.
+        settings: ``name``, ``head`` and the options of a model in `MODELS`.
+        seed, and what is raised: as for `build_model`.
+    """
+    options, outputs = dict(settings), dict[int, int]()
+    for experience in benchmark.train_stream:
+        for task in experience.task_labels:
+            outputs[task] = max(outputs.get(task, 0), 1 + max(experience.classes_in_this_experience))
+    classes = [outputs[task] for task in sorted(outputs)]
+    shape = next(iter(benchmark.train_stream)).dataset[0][0].shape
+    growing = options.pop("head") == "growing"
+    return build_model(options.pop("name"), options, shape, classes, seed, growing)
+
+
+def build_model(
+    name: str, options: dict[str, Any], shape: Sequence[int], classes: Sequence[int], seed: int, growing: bool = False
+) -> nn.Module:
+    """Build a network whose initial weights depend on ``seed`` alone.
+
+    Args:
+        name: a name in `MODELS`.
+        options: that function's other arguments.
+        shape: of one input, without the sample axis.
+        classes: outputs of each head: one number for a shared head; more give a `MultiHead` that
+            takes task labels.
+        seed: of the initial weights; the global random stream is left as it was.
+        growing: whether a shared head shows only the classes of experiences so far.
+
+    Raises:
+        ValueError: the body does not take such inputs, or does not give (N, features).
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        body = MODELS[name](tuple(shape), **options)
+        features = _features(body, shape)
+        if len(classes) > 1:
+            return MultiHead(body, features, classes)
+        head = nn.Linear(features, classes[0])
+        return nn.Sequential(body, GrowingHead(head) if growing else head)
 
 
 class MultiHead(MultiTaskModule):
@@ -21,61 +187,107 @@ class MultiHead(MultiTaskModule):
     random stream: then initial weights depend on what was drawn before.
     """
 
-    def __init__(self, body: nn.Module, features: int, classes: int, heads: int):
+    def __init__(self, body: nn.Module, features: int, classes: Sequence[int]):
         super().__init__()
         self.body = body
-        self.heads = nn.ModuleList(nn.Linear(features, classes) for _ in range(heads))
-        self.max_class_label = classes
+        self.heads = nn.ModuleList(nn.Linear(features, n) for n in classes)
+        self.max_class_label = max(classes)
 
-    def forward(self, x: Tensor, task_labels: Any) -> Tensor:
-        """Give logits of shape (N, classes), each sample's by its task's head."""
+    def forward(self, x: Tensor, task_labels: Any) -> Any:
+        """Give logits of shape (N, classes), each sample's by its task's head; None gives those of each task, by task.
+
+        Where tasks are mixed, heads with fewer classes than others give -inf for those they lack.
+        """
         features = self.body(x)
+        if task_labels is None:
+            return {task: head(features) for task, head in enumerate(self.heads)}
         tasks = [task_labels] if isinstance(task_labels, int) else task_labels.unique().tolist()
         if len(tasks) == 1:
             return self.heads[tasks[0]](features)
-        output = features.new_zeros(len(x), self.max_class_label)
+        output = features.new_full((len(x), self.max_class_label), -torch.inf)
         for task in tasks:
-            output[task_labels == task] = self.heads[task](features[task_labels == task])
+            rows = task_labels == task
+            logits = self.heads[task](features[rows])
+            output[rows, : logits.shape[1]] = logits
         return output
 
 
-def mlp(
-    shape: Sequence[int],
-    hidden: list[Annotated[int, Gt(0)]] = [256, 256],  # noqa: B006 - never changed
-    activation: Activation = "relu",
-) -> tuple[nn.Module, int]:
-    """Fully connected network on the flattened input; ``hidden`` gives the units of each layer.
+class GrowingHead(DynamicModule):
+    """A linear head that has the classes seen so far; all their first weights are drawn at the start."""
 
-    Returns:
-        The body and the number of features that it gives; a head goes on top.
-    """
-    sizes = [prod(shape), *hidden]
-    layers = [layer for i, o in pairwise(sizes) for layer in (nn.Linear(i, o), _ACTIVATIONS[activation]())]
-    return nn.Sequential(nn.Flatten(), *layers), sizes[-1]
+    def __init__(self, whole: nn.Linear):
+        super().__init__()
+        self.register_buffer("first_weight", whole.weight.detach().clone())
+        self.register_buffer("first_bias", whole.bias.detach().clone())
+        self.weight, self.bias = nn.Parameter(self.first_weight[:1].clone()), nn.Parameter(self.first_bias[:1].clone())
+
+    def adaptation(self, experience: Any) -> None:
+        """Grow to the classes of an experience."""
+        needed, has = 1 + max(experience.classes_in_this_experience), len(self.bias)
+        if needed > has:
+            self.weight = nn.Parameter(torch.cat([self.weight.detach(), self.first_weight[has:needed]]))
+            self.bias = nn.Parameter(torch.cat([self.bias.detach(), self.first_bias[has:needed]]))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Give logits of shape (N, classes so far)."""
+        return nn.functional.linear(features, self.weight, self.bias)
 
 
-MODELS = {
-    "mlp": mlp,
-}
-"""Name in YAML -> function of (input shape, options) that gives (body, number of features)."""
+def _resnet(channels: int, widths: Sequence[int], blocks: int, small: bool) -> nn.Module:
+    from torchvision.models.resnet import BasicBlock
+
+    first = widths[0]
+    stem: list[nn.Module] = [nn.Conv2d(channels, first, 3, padding=1, bias=False), nn.BatchNorm2d(first), nn.ReLU()]
+    if not small:
+        stem[0] = nn.Conv2d(channels, first, 7, stride=2, padding=3, bias=False)
+        stem.append(nn.MaxPool2d(3, stride=2, padding=1))
+    layers, wide = [*stem], first
+    for width in widths:
+        for block in range(blocks):
+            stride = 2 if block == 0 and width != first else 1
+            short = None
+            if width != wide:
+                short = nn.Sequential(nn.Conv2d(wide, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+            layers.append(BasicBlock(wide, width, stride, short))
+            wide = width
+    body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for module in body.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return body
 
 
-def build_model(
-    name: str, options: dict[str, Any], shape: Sequence[int], classes: int, heads: int, seed: int
-) -> nn.Module:
-    """Build a network whose initial weights depend on ``seed`` alone.
+def _without_head(model: nn.Module) -> nn.Module:
+    """Put an identity in place of the last linear layer."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not names:
+        raise ValueError(f"{type(model).__name__} has no linear layer at its end that a head could replace")
+    parent, _, name = names[-1].rpartition(".")
+    setattr(model.get_submodule(parent), name, nn.Identity())
+    return model
 
-    Args:
-        name: a name in `MODELS`.
-        options: that function's other arguments.
-        shape: of one input, without the sample axis.
-        classes: outputs of each head.
-        heads: 1 for a shared head; more give a `MultiHead` that takes task labels.
-        seed: of the initial weights; the global random stream is left as it was.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        body, features = MODELS[name](shape, **options)
-        if heads > 1:
-            return MultiHead(body, features, classes, heads)
-        return nn.Sequential(body, nn.Linear(features, classes))
+
+def _on_colour(shape: Sequence[int], body: nn.Module) -> nn.Module:
+    """Show grey images to a network for colour."""
+    return body if shape[0] == 3 else nn.Sequential(_Colour(), body)
+
+
+class _Colour(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.expand(-1, 3, -1, -1)
+
+
+def _features(body: nn.Module, shape: Sequence[int]) -> int:
+    """Count the features that a body gives for inputs of a shape."""
+    was = body.training
+    with torch.no_grad():
+        try:
+            found = body.eval()(torch.zeros(1, *shape))
+        except RuntimeError as error:
+            raise ValueError(f"the model does not take inputs of shape {tuple(shape)}: {error}") from None
+        finally:
+            body.train(was)
+    if not isinstance(found, Tensor) or found.ndim != 2:
+        got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"the model gave {got} for one input; a body gives (N, features), on which heads are put")
+    return found.shape[1]

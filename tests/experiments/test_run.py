@@ -293,10 +293,7 @@ class ReturnsNaN(nn.Module):
 
 
 def test_law_11_a_model_that_returns_nan_is_diverged_before_it_is_scored(config_file, monkeypatch):
-    def broken(shape):
-        return ReturnsNaN(), 4
-
-    monkeypatch.setitem(mas.experiments.models.MODELS, "mlp", lambda shape, **options: broken(shape))
+    monkeypatch.setitem(mas.experiments.models.MODELS, "mlp", lambda shape, **options: ReturnsNaN())
     result = run_cell(expand(load_config(config_file))[0])
     assert result["status"] == "diverged"
     assert result["reason"] == "the network's output is not finite in evaluation"
@@ -483,17 +480,17 @@ def test_figures_of_one_seed_and_many_experiences():
 
 def test_initial_weights_come_from_the_seed_alone():
     torch.manual_seed(0)
-    a = build_model("mlp", {"hidden": [5]}, (1, 8, 8), 2, 1, seed=3)
+    a = build_model("mlp", {"hidden": [5]}, (1, 8, 8), [2], seed=3)
     state = torch.get_rng_state()
-    b = build_model("mlp", {"hidden": [5]}, (1, 8, 8), 2, 1, seed=3)
-    c = build_model("mlp", {"hidden": [5]}, (1, 8, 8), 2, 1, seed=4)
+    b = build_model("mlp", {"hidden": [5]}, (1, 8, 8), [2], seed=3)
+    c = build_model("mlp", {"hidden": [5]}, (1, 8, 8), [2], seed=4)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
     assert not torch.equal(next(a.parameters()), next(c.parameters()))
 
 
 def test_multi_head_gives_each_sample_its_tasks_head():
-    model = MultiHead(nn.Linear(3, 4), 4, 2, 3)
+    model = MultiHead(nn.Linear(3, 4), 4, [2, 2, 2])
     x, tasks = torch.randn(5, 3), torch.tensor([2, 0, 2, 1, 0])
     expected = torch.stack([model.heads[t](model.body(sample)) for sample, t in zip(x, tasks.tolist(), strict=True)])
     assert torch.allclose(model(x, tasks), expected)
@@ -507,7 +504,7 @@ def test_task_scenario_trains_one_head_per_task(config_file):
         assert result["status"] == "finished"
         assert np.array(result["accuracy"][-1]).shape == (3,)
     strategy = build_strategy(expand(config)[0], split(experiences=3, scenario="task"))
-    assert [head.out_features for head in strategy.model.heads] == [4, 4, 4]
+    assert [head.out_features for head in strategy.model.heads] == [4, 3, 3]
 
 
 def test_cuda_without_a_gpu_is_one_clear_error_and_writes_nothing(config_file, tmp_path, monkeypatch):

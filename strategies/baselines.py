@@ -1,0 +1,130 @@
+"""Avalanche's own methods beside ours, mended where they are broken, so that ours stand in context."""
+
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from annotated_types import Ge, Gt
+from avalanche.models import MultiTaskModule
+from avalanche.training.plugins import AGEMPlugin, ReplayPlugin
+from avalanche.training.plugins import GEMPlugin as AvalancheGEMPlugin
+from avalanche.training.plugins import LwFPlugin as AvalancheLwFPlugin
+from avalanche.training.supervised import Cumulative as AvalancheCumulative
+from avalanche.training.supervised import der
+from scipy.optimize import nnls
+from torch import Tensor, nn
+
+from mas.strategies.supervised import Naive
+
+NonNegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+Count = Annotated[int, Gt(0)]
+
+
+class LwFPlugin(AvalancheLwFPlugin):
+    """Learning without Forgetting, its teacher in eval mode: Avalanche's goes on moving its BatchNorm statistics."""
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Take the model as it stands for the teacher."""
+        super().after_training_exp(strategy, *args, **kwargs)
+        self.lwf.prev_model.eval().requires_grad_(False)
+
+
+class GEMPlugin(AvalancheGEMPlugin):
+    """Gradient Episodic Memory, its quadratic program solved by SciPy: Avalanche needs a solver that may be absent."""
+
+    def solve_quadprog(self, g: Tensor) -> Tensor:
+        """Give the gradient nearest to ``g`` that does not point against the memories' gradients.
+
+        min ½ vᵀ P v + (M g)ᵀ v, v ≥ margin, P = M Mᵀ + 10⁻³ 1; with v = s + margin and P = L Lᵀ it is
+        non-negative least squares, min ‖Lᵀ s + L⁻¹ (M g + P margin)‖ (Lopez-Paz 2017, eq. 11).
+        """
+        memory = self.G.double()
+        p = (memory @ memory.T).cpu().numpy() + 1e-3 * np.eye(len(memory))
+        root = np.linalg.cholesky(p)
+        margin = np.full(len(memory), self.memory_strength)
+        target = np.linalg.solve(root, (memory @ g.double()).cpu().numpy() + p @ margin)
+        v = nnls(root.T, -target)[0] + margin
+        return (torch.as_tensor(v).to(memory) @ memory + g.double()).to(g.dtype)
+
+
+class LwF(Naive):
+    """Learning without Forgetting: distil the network as it was into the one that learns (Li and Hoiem 2016)."""
+
+    def __init__(self, *, alpha: NonNegative = 1.0, temperature: Positive = 2.0, plugins: Any = None, **arguments: Any):
+        """Take α, the weight of the distillation, and its temperature, beside Avalanche's arguments."""
+        super().__init__(plugins=[*(plugins or []), LwFPlugin(alpha, temperature)], **arguments)
+
+
+class Replay(Naive):
+    """Replay: each batch has as many stored samples beside it (Rolnick 2019; Avalanche's buffer)."""
+
+    def __init__(self, *, mem_size: Count = 200, plugins: Any = None, **arguments: Any):
+        """Take the number of samples kept of all experiences together, beside Avalanche's arguments."""
+        super().__init__(plugins=[*(plugins or []), ReplayPlugin(mem_size)], **arguments)
+
+
+class GEM(Naive):
+    """Gradient Episodic Memory: gradients may not raise the loss on any stored experience (Lopez-Paz 2017)."""
+
+    def __init__(
+        self,
+        *,
+        patterns_per_experience: Count = 100,
+        memory_strength: NonNegative = 0.5,
+        plugins: Any = None,
+        **arguments: Any,
+    ):
+        """Take the samples stored of each experience and the margin γ, beside Avalanche's arguments."""
+        own = GEMPlugin(patterns_per_experience, memory_strength)
+        super().__init__(plugins=[*(plugins or []), own], **arguments)
+
+
+class AGEM(Naive):
+    """Averaged GEM: gradients may not raise the loss on a draw of all stored samples (Chaudhry 2019)."""
+
+    def __init__(
+        self,
+        *,
+        patterns_per_experience: Count = 100,
+        sample_size: Count = 64,
+        plugins: Any = None,
+        **arguments: Any,
+    ):
+        """Take the samples stored of each experience and those drawn at a time, beside Avalanche's arguments."""
+        own = AGEMPlugin(patterns_per_experience, sample_size)
+        super().__init__(plugins=[*(plugins or []), own], **arguments)
+
+
+class DERpp(der.DER):
+    """DER++: replay with stored outputs as well as labels (Buzzega 2020, as Avalanche has it)."""
+
+    def __init__(
+        self,
+        *,
+        mem_size: Count = 200,
+        alpha: NonNegative = 0.1,
+        beta: NonNegative = 0.5,
+        batch_size_mem: Count | None = None,
+        criterion: Any = None,
+        **arguments: Any,
+    ):
+        """Take the size of the memory and the weights of outputs (α) and labels (β), beside Avalanche's arguments."""
+        if isinstance(arguments.get("model"), MultiTaskModule):
+            raise ValueError("DER++ stores outputs without task labels; use the scenario domain or class")
+        super().__init__(
+            mem_size=mem_size,
+            alpha=alpha,
+            beta=beta,
+            batch_size_mem=batch_size_mem,
+            criterion=criterion or nn.CrossEntropyLoss(),
+            **arguments,
+        )
+
+
+class Cumulative(AvalancheCumulative):
+    """Train on all data so far in each experience, from the weights of the one before: a ceiling."""
+
+    def __init__(self, *, criterion: Any = None, **arguments: Any):
+        """Take Avalanche's arguments; the loss is cross-entropy by default."""
+        super().__init__(criterion=criterion or nn.CrossEntropyLoss(), **arguments)

@@ -1,0 +1,128 @@
+"""Images in memory: a batch at once is the same as one sample after another, wherever Avalanche takes them."""
+
+import pytest
+import torch
+from avalanche.benchmarks.utils import AvalancheDataset, concat_datasets
+from torch.utils.data import DataLoader
+
+from mas.benchmarks import Images, as_dataset
+from mas.benchmarks.images import AUGMENTATIONS, BatchedDataset, channel_statistics, collate, crop, flip
+
+
+def images(n=10, channels=2, **options):
+    draw = torch.Generator().manual_seed(n)
+    pixels = torch.randint(256, (n, channels, 6, 5), generator=draw, dtype=torch.uint8)
+    return Images(pixels, torch.arange(n) % 3, **options)
+
+
+def one_by_one(data):
+    samples = [list(data[i]) for i in range(len(data))]
+    return [torch.stack([torch.as_tensor(s[part]) for s in samples]) for part in range(3)]
+
+
+def assert_equal(batch, expected):
+    assert len(batch) == len(expected) == 3
+    for a, b in zip(batch, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+DATA = {
+    "whole": lambda: as_dataset(images(), 4),
+    "subset": lambda: as_dataset(images(), 4).subset([7, 1, 1, 3]),
+    "subset of a subset": lambda: as_dataset(images()).subset([7, 1, 5, 3]).subset([2, 0]),
+    "concatenated": lambda: concat_datasets([as_dataset(images(7), 1), as_dataset(images(5), 2).subset([4, 0])]),
+    "added": lambda: (
+        as_dataset(images(7), 1) + as_dataset(images(7, scale=(torch.zeros(2, 1, 1), torch.ones(2, 1, 1))))
+    ),
+    "slice": lambda: as_dataset(images(), 4)[2:5],
+    "same images twice": lambda: as_dataset(images(), 1).concat(as_dataset(images(), 1)),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_a_batch_is_its_samples(name):
+    data = DATA[name]().eval()
+    expected = one_by_one(data)
+    assert_equal(data.batch(range(len(data))), expected)
+    (batch,) = DataLoader(data, len(data), collate_fn=data.collate_fn)
+    assert_equal(batch, expected)
+    order = torch.randperm(len(data)).tolist()
+    (shuffled,) = DataLoader(data, sampler=order, batch_size=len(data), collate_fn=data.collate_fn)
+    assert_equal(shuffled, [part[order] for part in expected])
+    (default,) = DataLoader(data, len(data))  # torch's own collate function
+    assert_equal(default, expected)
+    assert list(data.targets) == expected[1].tolist()
+
+
+def test_a_batch_of_several_data_sets_keeps_its_order():
+    a, b = as_dataset(images(7), 1).eval(), as_dataset(images(5), 2).eval()
+    mixed = [b[3], a[0], b[1], a[6], a[0]]
+    assert_equal(collate(mixed), [torch.stack([torch.as_tensor(list(s)[part]) for s in mixed]) for part in range(3)])
+    plain = [(torch.zeros(2, 6, 5), 1, 0), b[0]]
+    assert torch.equal(collate(plain)[0][1], b[0][0])
+
+
+def test_values_are_from_0_to_1_then_changed_then_standardised():
+    mean, deviation = torch.tensor([0.25, 0.5])[:, None, None], torch.tensor([2.0, 4.0])[:, None, None]
+    data = images(changes=(lambda x: x.flip(-1), lambda x: x + 1), scale=(mean, deviation))
+    expected = (data.pixels.float().div(255).flip(-1) + 1 - mean) / deviation
+    assert torch.allclose(data.batch(torch.arange(10)), expected)
+
+
+def test_augmentation_is_for_training_alone():
+    data = as_dataset(images(augment=lambda x: x + 100))
+    assert data.train().batch([0])[0].min() >= 100
+    assert data.eval().batch([0])[0].max() <= 1
+    assert data.train().subset([3]).batch([0])[0].min() >= 100
+    assert data.eval()[0][0].max() <= 1
+
+
+def test_pixels_are_shared_between_subsets():
+    whole = images()
+    part = whole.some(torch.tensor([3, 1]))
+    assert part.pixels.data_ptr() == whole.pixels.data_ptr()
+    assert torch.equal(part.batch(torch.tensor([0])), whole.batch(torch.tensor([3])))
+
+
+def test_channel_statistics_are_those_of_all_pixels():
+    data = images(5000)
+    x = data.pixels.double().div(255).transpose(0, 1).flatten(1)
+    mean, deviation = channel_statistics(data)
+    assert torch.allclose(mean.flatten().double(), x.mean(1), atol=1e-6)
+    assert torch.allclose(deviation.flatten().double(), x.std(1, correction=0), atol=1e-6)
+
+
+def test_flip_mirrors_about_half_and_changes_no_other():
+    torch.manual_seed(0)
+    x = torch.rand(400, 2, 3, 4)
+    y = flip(x)
+    kept, mirrored = ((y == z).flatten(1).all(1) for z in (x, x.flip(-1)))
+    assert (kept ^ mirrored).all()
+    assert 150 < kept.sum() < 250
+
+
+def test_crop_shifts_each_image_by_its_own_and_fills_with_zeros():
+    torch.manual_seed(0)
+    x = torch.rand(200, 2, 6, 5) + 1
+    y, shifts = crop(x, margin=2), set()
+    for image, found in zip(x, y, strict=True):
+        padded = torch.nn.functional.pad(image, (2,) * 4)
+        fits = [(i, j) for i in range(5) for j in range(5) if torch.equal(padded[:, i : i + 6, j : j + 5], found)]
+        assert len(fits) == 1
+        shifts.add(fits[0])
+    assert len(shifts) == 25
+    assert set(AUGMENTATIONS) == {"none", "flip", "crop", "crop_flip"}
+
+
+def test_loading_in_worker_processes_gives_the_same():
+    data = as_dataset(images(), 4).eval()
+    found = list(DataLoader(data, 4, collate_fn=data.collate_fn, num_workers=1))
+    assert_equal([torch.cat(parts) for parts in zip(*found, strict=True)], one_by_one(data))
+
+
+def test_it_stays_itself_under_avalanches_operations():
+    data = as_dataset(images())
+    for other in (data.train(), data.subset([1]), data + data, concat_datasets([data, data]), data[1:3]):
+        assert isinstance(other, BatchedDataset)
+        assert isinstance(other, AvalancheDataset)
+        assert other.collate_fn is collate
