@@ -62,7 +62,7 @@ class Fallback:
             return self.objective(output, one).reshape(-1)[k]
 
         detached = {name: p.detach() for name, p in self.params.items()}
-        one = sum(p.numel() * p.element_size() for p in detached.values())
+        one = 2 * sum(p.numel() * p.element_size() for p in detached.values())  # vmap holds about two copies
         for rows in chunks(size, self.max_bytes or _VMAP_BYTES, one):
             sample = [leaf[rows] for leaf, c in zip(tensors, counted, strict=True) if c]
             for k in range(columns):
