@@ -10,6 +10,7 @@ parameters take the slow road, all of their uses together: `vmap(grad)`, or, whe
 one backward pass a sample. So a missing closed form costs time, never a wrong number.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -78,7 +79,7 @@ def per_sample_moments(
     {'weight': tensor([[21.]])}
     """
     with measuring(model):
-        engine = Pass(model, objective, moment, forward, max_bytes)
+        engine = SamplePass(model, objective, moment, forward, max_bytes)
         engine.add(batch)
         return engine.total
 
@@ -112,24 +113,20 @@ def mean_moments(
         return _PASSES[reduction](model, objective, moment, forward, max_bytes).over(batches, max_samples)
 
 
-class Pass:
-    """One importance pass over one model: ``total`` is the sum of moments over ``count`` samples."""
+class Pass(ABC):
+    """One importance pass over one model: ``total`` is the sum of moments over ``count`` samples.
+
+    A subclass says by `_add` what the moments of a batch are.
+    """
 
     recorder: type[Recorder] = Recorder
 
-    def __init__(
-        self,
-        model: nn.Module,
-        objective: Objective,
-        moment: Moment,
-        forward: Forward | None = None,
-        max_bytes: int | None = None,
-    ):
+    def __init__(self, model: nn.Module, moment: Moment, forward: Forward | None = None, max_bytes: int | None = None):
         if moment not in ("abs", "square"):
             raise ValueError(f"moment is {moment!r}; known are 'abs' and 'square'")
         if max_bytes is not None and max_bytes < 1:
             raise ValueError(f"max_bytes is {max_bytes}; give a number of at least 1, or None for the default")
-        self.model, self.objective, self.moment = bare(model), objective, moment
+        self.model, self.moment = bare(model), moment
         self.forward, self.max_bytes = forward or run_forward, max_bytes
         self.params = {name: p for name, p in named_parameters(model).items() if p.requires_grad}
         if not self.params:
@@ -149,21 +146,13 @@ class Pass:
 
     def add(self, batch: Batch) -> None:
         """Add the moments of a batch; one without samples adds nothing."""
-        if not batch_size(batch):
-            return
-        batch = tree_map(_ordinary, batch)
-        with torch.enable_grad():
-            output, recorder = self._record(batch)
-            uses = recorder.uses
-            values = self._values(output, batch)
-            slow = self._slow_params(uses, values)
-            for k in range(values.shape[1]):
-                last = k == values.shape[1] - 1
-                self._add_closed_forms(uses, slow, values[:, k].sum(), keep=not last)
-            del uses, recorder, output
-            if slow:
-                self._add_slow(slow, batch, values.shape)
-        self.count += len(values)
+        if batch_size(batch):
+            with torch.enable_grad():
+                self._add(tree_map(_ordinary, batch))
+
+    @abstractmethod
+    def _add(self, batch: Batch) -> None:
+        """Add the moments of a batch that has samples, and count them."""
 
     def over(self, batches: Iterable[Batch], max_samples: int | None = None) -> dict[str, Tensor]:
         """Give the mean over many batches, or over the first samples of them."""
@@ -209,24 +198,6 @@ class Pass:
             )
         return self.forward(self.model, batch)
 
-    def _values(self, output: Any, batch: Batch) -> Tensor:
-        """Give the objective, shape (N, K), or raise."""
-        values = self.objective(output, batch)
-        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        size = batch_size(batch)
-        if not isinstance(values, Tensor) or values.ndim not in (1, 2) or len(values) != size:
-            raise ValueError(
-                f"objective gave {got} for a batch of {size}; "
-                f"give one number per sample, shape ({size},): do not average over the batch"
-            )
-        if not values.requires_grad:
-            raise ValueError(
-                "objective does not depend on any parameter that requires a gradient; "
-                "is it detached, or run under no_grad?"
-            )
-        check_finite(values)
-        return values.reshape(size, -1)
-
     def _locate_samples(self, recorder: Recorder, batch: Batch, output: Any, size: int) -> None:
         """Find the sample axis of every noted input: the one that changes with the batch size.
 
@@ -247,6 +218,51 @@ class Pass:
             self.layouts[key] = locate(uses, probe.uses, size, index)
         for use, layout in zip(uses, self.layouts[key], strict=True):
             use.layout, use.seen = layout, None
+
+    def _check_objective(
+        self, output: Any, axes: list[int | None], batch: Batch, fewer: Batch, index: list[int]
+    ) -> None:
+        """Raise if what is differentiated mixes samples although the output does not: here nothing beyond it is."""
+        return
+
+
+class SamplePass(Pass):
+    """Moments of the per-sample gradients of one objective of the model's output."""
+
+    def __init__(self, model: nn.Module, objective: Objective, *settings: Any):
+        super().__init__(model, *settings)
+        self.objective = objective
+
+    def _add(self, batch: Batch) -> None:
+        output, recorder = self._record(batch)
+        uses = recorder.uses
+        values = self._values(output, batch)
+        slow = self._slow_params(uses, values)
+        for k in range(values.shape[1]):
+            last = k == values.shape[1] - 1
+            self._add_closed_forms(uses, slow, values[:, k].sum(), keep=not last)
+        del uses, recorder, output
+        if slow:
+            self._add_slow(slow, batch, values.shape)
+        self.count += len(values)
+
+    def _values(self, output: Any, batch: Batch) -> Tensor:
+        """Give the objective, shape (N, K), or raise."""
+        values = self.objective(output, batch)
+        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        size = batch_size(batch)
+        if not isinstance(values, Tensor) or values.ndim not in (1, 2) or len(values) != size:
+            raise ValueError(
+                f"objective gave {got} for a batch of {size}; "
+                f"give one number per sample, shape ({size},): do not average over the batch"
+            )
+        if not values.requires_grad:
+            raise ValueError(
+                "objective does not depend on any parameter that requires a gradient; "
+                "is it detached, or run under no_grad?"
+            )
+        check_finite(values)
+        return values.reshape(size, -1)
 
     def _check_objective(
         self, output: Any, axes: list[int | None], batch: Batch, fewer: Batch, index: list[int]
@@ -297,24 +313,22 @@ class Pass:
             self.total[name] += moment
 
 
-class BatchPass(Pass):
+class BatchPass(SamplePass):
     """Moments of batch-mean gradients, as other libraries have them: ``count`` counts batches."""
 
-    def add(self, batch: Batch) -> None:
-        """Add the moment of the batch's mean gradient."""
-        with torch.enable_grad():
-            values = self._values(self._run(batch), batch)
-            for k in range(values.shape[1]):
-                found = torch.autograd.grad(
-                    values[:, k].mean(), list(self.params.values()), retain_graph=True, allow_unused=True
-                )
-                for total, g in zip(self.total.values(), found, strict=True):
-                    if g is not None:
-                        accumulate(total, g[None].to(total.dtype, copy=True), self.moment)
+    def _add(self, batch: Batch) -> None:
+        values = self._values(self._run(batch), batch)
+        for k in range(values.shape[1]):
+            found = torch.autograd.grad(
+                values[:, k].mean(), list(self.params.values()), retain_graph=True, allow_unused=True
+            )
+            for total, g in zip(self.total.values(), found, strict=True):
+                if g is not None:
+                    accumulate(total, g[None].to(total.dtype, copy=True), self.moment)
         self.count += 1
 
 
-_PASSES: dict[str, type[Pass]] = {"sample": Pass, "batch": BatchPass}
+_PASSES: dict[str, type[SamplePass]] = {"sample": SamplePass, "batch": BatchPass}
 
 
 def check_finite(values: Tensor) -> None:

@@ -54,7 +54,7 @@ def local_mas_importance(
     {'0.weight': tensor([[15.]])}
     """
     with measuring(model):
-        return _LocalPass(model, _no_objective, "abs", forward, max_bytes).over(batches, max_samples)
+        return _LocalPass(model, "abs", forward, max_bytes).over(batches, max_samples)
 
 
 class _LocalRecorder(Recorder):
@@ -98,24 +98,19 @@ class _LocalRecorder(Recorder):
 class _LocalPass(Pass):
     recorder = _LocalRecorder
 
-    def add(self, batch: Batch) -> None:
-        """Add the moments of a batch."""
-        with torch.enable_grad():
-            output, recorder = self._record(batch)
-            assert isinstance(recorder, _LocalRecorder)  # noqa: S101 - for mypy
-            for leaf in tree_leaves(output):
-                if isinstance(leaf, Tensor) and leaf.is_floating_point():
-                    check_finite(leaf.detach().reshape(batch_size(batch), -1))
-                recorder.refuse_other_uses(leaf)
-            arrivals = Arrivals(self.sums, recorder.uses)
-            for use, gradient in zip(recorder.uses, recorder.gradients, strict=True):
-                arrivals.add(use, gradient)
-            arrivals.finish()
+    def _add(self, batch: Batch) -> None:
+        """Add the moments of a batch: every layer has an objective of its own."""
+        output, recorder = self._record(batch)
+        assert isinstance(recorder, _LocalRecorder)  # noqa: S101 - for mypy
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                check_finite(leaf.detach().reshape(len(leaf) if leaf.ndim else 1, -1))
+            recorder.refuse_other_uses(leaf)
+        arrivals = Arrivals(self.sums, recorder.uses)
+        for use, gradient in zip(recorder.uses, recorder.gradients, strict=True):
+            arrivals.add(use, gradient)
+        arrivals.finish()
         self.count += batch_size(batch)
-
-
-def _no_objective(output: Any, batch: Batch) -> Tensor:
-    raise NotImplementedError("every layer has its own objective")
 
 
 def _through(activation: Callable[..., Tensor], args: Any, kwargs: dict[str, Any]) -> Tensor:

@@ -13,6 +13,7 @@ import mas.gradients
 from mas import mean_moments, per_sample_moments
 from mas.batches import batch_size, samples
 from mas.recording import close
+from mas.summing import _ends, backward
 from tests import models
 from tests.cases import CASES, SLOW, By, N, flat, make, quadratic
 from tests.conftest import assert_same
@@ -172,7 +173,7 @@ def test_a_batch_as_large_as_the_sequence_is_long_is_not_confused():
 @pytest.mark.parametrize("name", sorted(CASES.keys() - SLOW))
 def test_closed_forms_are_what_is_used_where_they_exist(name, training, monkeypatch):
     """The slow road is exact as well, so only this test notices if everything takes it."""
-    monkeypatch.setattr(mas.gradients.Pass, "_add_slow", lambda *_: pytest.fail("took the slow road"))
+    monkeypatch.setattr(mas.gradients.SamplePass, "_add_slow", lambda *_: pytest.fail("took the slow road"))
     case = make(name)
     case.model.train(training)
     per_sample_moments(case.model, case.batch, quadratic, "abs", case.forward)
@@ -492,8 +493,27 @@ def test_an_empty_batch_adds_nothing():
     case = make("mlp")
     batches = [case.batch, case.batch[:0]]
     assert_same(mean_moments(case.model, batches, quadratic), mean_moments(case.model, [case.batch], quadratic))
-    with pytest.raises(ValueError, match="gave no sample"):
-        mean_moments(case.model, [case.batch[:0]], quadratic)
+    for reduction in ("sample", "batch"):
+        with pytest.raises(ValueError, match="gave no sample"):
+            mean_moments(case.model, [case.batch[:0]], quadratic, reduction=reduction)
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual", "vit"])
+def test_a_backward_pass_holds_one_gradient_at_a_time_and_lets_go(name, monkeypatch):
+    """Only what ends the pass is asked of autograd; inputs are dropped once their layer is done."""
+    noted = []
+
+    def seen(objective, uses, *rest):
+        noted.append((list(uses), _ends(uses)))
+        backward(objective, uses, *rest)
+
+    monkeypatch.setattr("mas.gradients.backward", seen)
+    case = make(name)
+    per_sample_moments(case.model, case.batch, quadratic)
+    ((uses, ends),) = noted
+    assert len(uses) > 3 or name == "mlp"
+    assert len(ends) <= 2  # a residual block has two ways in
+    assert all(use.arguments == {} for use in uses)
 
 
 def test_sparse_gradients_and_inference_tensors_are_as_others():

@@ -294,3 +294,12 @@ def test_a_masked_class_has_no_share_of_the_fisher_information():
 def test_labels_that_are_no_class_numbers_are_one_clear_error(y):
     with pytest.raises(ValueError, match=r"needs y of whole numbers from 0 to 2, shape \(N,\); got"):
         fisher_importance(nn.Linear(4, 3), [(torch.randn(5, 4), y)], "empirical")
+
+
+def test_local_mas_skips_empty_batches_and_takes_outputs_beside_the_samples():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(4, 3), torch.randn(5, 4)
+    with_loss = By(lambda m, x: (m.layer(x), m.layer(x).sum().detach() * 0), layer=layer)
+    found = local_mas_importance(with_loss, [x[:0], x])
+    once = local_mas_importance(layer, [x])
+    assert_same(found, {f"layer.{name}": 2 * value for name, value in once.items()}, tolerance=1e-6)
