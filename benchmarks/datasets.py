@@ -177,7 +177,7 @@ def load_dataset(spec: str | dict[str, Any]) -> Pair:
         if key not in known:
             raise ValueError(f"dataset {name} has no option {key!r}; it has: {', '.join(known) or 'none'}")
     try:
-        return _load(name, tuple(sorted(options.items())))
+        return _load(name, tuple(sorted(options.items())), data_root())
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"dataset {name}: {first['loc'][0]} is {first['input']!r}; {first['msg']}") from None
@@ -197,7 +197,7 @@ _TEST = ("test", "val", "valid")
 
 
 @cache
-def _load(name: str, options: tuple[tuple[str, Any], ...]) -> Pair:
+def _load(name: str, options: tuple[tuple[str, Any], ...], root: Path) -> Pair:  # another root, other data
     return validate_call(config=ConfigDict(strict=True))(DATASETS[name])(**dict(options))
 
 

@@ -186,22 +186,27 @@ def channel_statistics(images: Images) -> tuple[Tensor, Tensor]:
 
 def flip(x: Tensor) -> Tensor:
     """Mirror each image or not, at random."""
-    return torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x, x.flip(-1))
+    return torch.where((torch.rand(len(x), 1, 1, 1) < 0.5).to(x.device), x, x.flip(-1))
 
 
 def crop(x: Tensor, margin: int = 4) -> Tensor:
     """Shift each image by up to ``margin`` pixels each way at random, zeros where nothing was."""
     n, c, high, wide = x.shape
     padded = torch.nn.functional.pad(x, (margin,) * 4)
-    down, right = torch.randint(2 * margin + 1, (2, n, 1))
+    down, right = torch.randint(2 * margin + 1, (2, n, 1))  # on the CPU: the same draws on every device
     rows, columns = down + torch.arange(high), right + torch.arange(wide)
-    each = torch.arange(n)[:, None, None, None]
-    return padded[each, torch.arange(c)[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+    places = torch.arange(n)[:, None, None, None], torch.arange(c)[:, None, None], rows[:, None, :, None]
+    return padded[tuple(p.to(x.device) for p in (*places, columns[:, None, None, :]))]
+
+
+def crop_and_flip(x: Tensor) -> Tensor:
+    """Do both."""
+    return flip(crop(x))
 
 
 AUGMENTATIONS: dict[str, Transform | None] = {
     "none": None,
     "flip": flip,
     "crop": crop,
-    "crop_flip": lambda x: flip(crop(x)),
+    "crop_flip": crop_and_flip,
 }

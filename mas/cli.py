@@ -101,7 +101,7 @@ def report(
 
         if not (folder / "config.yaml").is_file():
             raise UserError(f"{folder}: holds no config.yaml; expected a folder that mas run has written")
-        experiment, store = load_config(folder / "config.yaml"), Store(folder)
+        experiment, store = load_config(folder / "config.yaml", try_data=False), Store(folder)
         _print_table(write_report(store, resolved(experiment), read_records(experiment, store)))
         typer.echo(f"report: {folder / 'report.html'}")
 

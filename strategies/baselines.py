@@ -14,7 +14,7 @@ from avalanche.training.supervised import der
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
-from mas.strategies.supervised import Naive
+from mas.strategies.supervised import Naive, on_plugin
 
 NonNegative = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
@@ -22,7 +22,15 @@ Count = Annotated[int, Gt(0)]
 
 
 class LwFPlugin(AvalancheLwFPlugin):
-    """Learning without Forgetting, its teacher in eval mode: Avalanche's goes on moving its BatchNorm statistics."""
+    """Learning without Forgetting, its teacher in eval mode: Avalanche's goes on moving its BatchNorm statistics.
+
+    Args:
+        alpha: weight of the distillation.
+        temperature: of its softmax.
+    """
+
+    def __init__(self, alpha: NonNegative = 1.0, temperature: Positive = 2.0):
+        super().__init__(alpha, temperature)
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Take the model as it stands for the teacher."""
@@ -31,7 +39,15 @@ class LwFPlugin(AvalancheLwFPlugin):
 
 
 class GEMPlugin(AvalancheGEMPlugin):
-    """Gradient Episodic Memory, its quadratic program solved by SciPy: Avalanche needs a solver that may be absent."""
+    """Gradient Episodic Memory, its quadratic program solved by SciPy: Avalanche needs a solver that may be absent.
+
+    Args:
+        patterns_per_experience: samples stored of each experience.
+        memory_strength: the margin γ.
+    """
+
+    def __init__(self, patterns_per_experience: Count = 100, memory_strength: NonNegative = 0.5):
+        super().__init__(patterns_per_experience, memory_strength)
 
     def solve_quadprog(self, g: Tensor) -> Tensor:
         """Give the gradient nearest to ``g`` that does not point against the memories' gradients.
@@ -48,52 +64,38 @@ class GEMPlugin(AvalancheGEMPlugin):
         return (torch.as_tensor(v).to(memory) @ memory + g.double()).to(g.dtype)
 
 
+class _AGEMPlugin(AGEMPlugin):
+    def __init__(self, patterns_per_experience: Count = 100, sample_size: Count = 64):
+        super().__init__(patterns_per_experience, sample_size)
+
+
+class _ReplayPlugin(ReplayPlugin):
+    def __init__(self, mem_size: Count = 200):
+        super().__init__(mem_size)
+
+
 class LwF(Naive):
     """Learning without Forgetting: distil the network as it was into the one that learns (Li and Hoiem 2016)."""
 
-    def __init__(self, *, alpha: NonNegative = 1.0, temperature: Positive = 2.0, plugins: Any = None, **arguments: Any):
-        """Take α, the weight of the distillation, and its temperature, beside Avalanche's arguments."""
-        super().__init__(plugins=[*(plugins or []), LwFPlugin(alpha, temperature)], **arguments)
+    __init__ = on_plugin(LwFPlugin)
 
 
 class Replay(Naive):
     """Replay: each batch has as many stored samples beside it (Rolnick 2019; Avalanche's buffer)."""
 
-    def __init__(self, *, mem_size: Count = 200, plugins: Any = None, **arguments: Any):
-        """Take the number of samples kept of all experiences together, beside Avalanche's arguments."""
-        super().__init__(plugins=[*(plugins or []), ReplayPlugin(mem_size)], **arguments)
+    __init__ = on_plugin(_ReplayPlugin)
 
 
 class GEM(Naive):
     """Gradient Episodic Memory: gradients may not raise the loss on any stored experience (Lopez-Paz 2017)."""
 
-    def __init__(
-        self,
-        *,
-        patterns_per_experience: Count = 100,
-        memory_strength: NonNegative = 0.5,
-        plugins: Any = None,
-        **arguments: Any,
-    ):
-        """Take the samples stored of each experience and the margin γ, beside Avalanche's arguments."""
-        own = GEMPlugin(patterns_per_experience, memory_strength)
-        super().__init__(plugins=[*(plugins or []), own], **arguments)
+    __init__ = on_plugin(GEMPlugin)
 
 
 class AGEM(Naive):
     """Averaged GEM: gradients may not raise the loss on a draw of all stored samples (Chaudhry 2019)."""
 
-    def __init__(
-        self,
-        *,
-        patterns_per_experience: Count = 100,
-        sample_size: Count = 64,
-        plugins: Any = None,
-        **arguments: Any,
-    ):
-        """Take the samples stored of each experience and those drawn at a time, beside Avalanche's arguments."""
-        own = AGEMPlugin(patterns_per_experience, sample_size)
-        super().__init__(plugins=[*(plugins or []), own], **arguments)
+    __init__ = on_plugin(_AGEMPlugin)
 
 
 class DERpp(der.DER):

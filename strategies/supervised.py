@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.supervised import JointTraining
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
@@ -15,7 +16,6 @@ from torch.utils.data import DataLoader
 
 from mas.strategies.plugins import (
     EWCPlugin,
-    ImportancePlugin,
     L2Plugin,
     LocalMASPlugin,
     MASPlugin,
@@ -26,7 +26,7 @@ from mas.strategies.plugins import (
 )
 
 
-def on_plugin(plugin: type[ImportancePlugin]) -> Callable[..., None]:
+def on_plugin(plugin: type[SupervisedPlugin[Any]]) -> Callable[..., None]:
     """Make the ``__init__`` of a strategy that is naive training with one plugin.
 
     It takes the plugin's arguments, by keyword, beside those of ``SupervisedTemplate``. Plugins

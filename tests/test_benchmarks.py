@@ -283,6 +283,15 @@ class TestImageFolder:
         )
         assert self.colours(self.load(path="a", test_share=0.2)[1]) == self.colours(test)
 
+    def test_another_root_has_other_data(self, tmp_path_factory, monkeypatch):
+        make_folder(self.root / "a", {"x": 2, "y": 2})
+        other = tmp_path_factory.mktemp("other")
+        make_folder(other / "a", {"x": 3, "y": 3})
+        spec = {"name": "image_folder", "path": "a", "size": 8}
+        assert len(load_dataset(spec)[0]) == 4
+        monkeypatch.setenv("MAS_DATA", str(other))
+        assert len(load_dataset(spec)[0]) == 6
+
     def test_a_changed_file_is_read_anew(self):
         folder = make_folder(self.root / "a", {"x": 2, "y": 2})
         self.load(path="a")

@@ -58,6 +58,13 @@ def test_report_makes_it_anew(here):
     assert (here / "here/report.html").read_bytes() == before
 
 
+def test_report_needs_no_data(here, monkeypatch):
+    mas("run", "small.yaml", "--workers", "1", "--output", "here")
+    monkeypatch.setattr("mas.benchmarks.datasets.load_dataset", lambda spec: pytest.fail("read the data"))
+    monkeypatch.setattr("mas.benchmarks.streams.load_dataset", lambda spec: pytest.fail("read the data"))
+    assert mas("report", "here").exit_code == 0
+
+
 def test_check_prints_the_cells_and_runs_nothing(here):
     done = mas("check", "small.yaml", "--set", "seeds=[3]", "--set", "strategies.1.lam=7")
     assert done.exit_code == 0
