@@ -43,7 +43,8 @@ def measuring(model: nn.Module) -> Iterator[nn.Module]:
                 module._buffers.update(own)
             with torch.no_grad():
                 for buffer, value in values.values():
-                    buffer.copy_(value)
+                    if not torch.equal(buffer, value):  # a write would spoil a backward pass that is yet to come
+                        buffer.copy_(value)
             random.setstate(python)
             np.random.set_state(numpy)
 

@@ -115,7 +115,7 @@ def backward(objective: Tensor, uses: Sequence[Use], arrivals: Arrivals, keep: b
     Each gradient is taken as the pass comes by, but for those that end it: autograd gives them.
     """
     ends = _ends(uses)
-    between = [use for use in uses if use.edge and use not in set(ends)]
+    between = set(uses).difference(ends)
     hooks = [use.edge.node.register_prehook(partial(_take, arrivals, use)) for use in between if use.edge]
     try:
         edges = [use.edge for use in ends if use.edge is not None]

@@ -163,6 +163,14 @@ def test_law_3_buffers_that_change_in_eval_mode_are_put_back():
     assert model.later is None
 
 
+def test_law_3_a_backward_pass_that_waits_is_not_spoilt():
+    case = make("batch_norm2d")
+    case.model.eval()
+    waiting = case.model(case.batch).square().sum()
+    per_sample_moments(case.model, case.batch, quadratic)
+    waiting.backward()
+
+
 def test_a_batch_as_large_as_the_sequence_is_long_is_not_confused():
     case = make("sequence_first")
     assert case.batch.shape[0] == case.batch.shape[1]
