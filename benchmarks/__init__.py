@@ -11,6 +11,7 @@ if __name__ != "mas.benchmarks":
 from mas.benchmarks.datasets import DATASETS, digits, load_dataset
 from mas.benchmarks.folders import DataError
 from mas.benchmarks.images import BatchedDataset, Images, as_dataset
+from mas.benchmarks.loading import data_root, set_data_root
 from mas.benchmarks.streams import STREAMS, instances, permuted, rotated, sequence, split
 
 __all__ = [
@@ -20,11 +21,13 @@ __all__ = [
     "DataError",
     "Images",
     "as_dataset",
+    "data_root",
     "digits",
     "instances",
     "load_dataset",
     "permuted",
     "rotated",
     "sequence",
+    "set_data_root",
     "split",
 ]

@@ -45,6 +45,9 @@ class Images(Dataset[tuple[Tensor, int]]):
         if self.rows is None:
             object.__setattr__(self, "rows", torch.arange(len(self.labels)))
 
+    def __deepcopy__(self, memo: Any) -> "Images":
+        return self  # it never changes, so that copies of a strategy need no copies of its data
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -80,7 +83,7 @@ class BatchedDataset(TaskAwareSupervisedClassificationDataset):
         """Give sample ``index``, as a sequence (x, y, task label), made when it is looked into; or a slice of all."""
         if isinstance(index, slice):
             return self.subset(range(*index.indices(len(self))))
-        return Sample(self, int(index))
+        return Sample(self, range(len(self))[index])  # counts from the end too, and says where the end is
 
     def batch(self, indices: Sequence[int]) -> list[Any]:
         """Give samples as tensors: images, labels, and each attribute that goes with every sample."""

@@ -30,6 +30,11 @@ def data_root() -> Path:
     return Path(os.environ.get("MAS_DATA") or cache_folder() / "data").expanduser()
 
 
+def set_data_root(folder: Path | str) -> None:
+    """Look for data sets in ``folder`` from now on, in this process and those it starts."""
+    os.environ["MAS_DATA"] = str(Path(folder).expanduser().absolute())
+
+
 def both(kind: str, train: dict[str, Any], test: dict[str, Any], first_label: int = 0) -> Pair:
     """Load both parts of a data set that torchvision holds in memory."""
     parts = []

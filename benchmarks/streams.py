@@ -238,7 +238,10 @@ def _benchmark(parts: Sequence[Any], tasks: bool) -> Any:
         name: [as_dataset(pair[side], number if tasks else 0) for number, pair in enumerate(parts)]
         for side, name in enumerate(("train", "test"))
     }
-    return with_task_labels(with_classes_timeline(benchmark_from_datasets(**streams)))
+    made = with_task_labels(with_classes_timeline(benchmark_from_datasets(**streams)))
+    for stream in made.streams.values():
+        stream.benchmark = made  # Avalanche leaves it out; by it an experience finds its test data
+    return made
 
 
 def _of_classes(images: Images, classes: Tensor, shown: Tensor) -> Images:

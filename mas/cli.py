@@ -1,6 +1,5 @@
 """The ``mas`` command. Heavy imports happen inside the commands, so that help is quick."""
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from rich.console import Console
+
+    from mas.experiments.report import Row
 
 app = typer.Typer(
     help="Continual learning with memory-aware synapses: run experiments, compare who forgets what.",
@@ -53,20 +54,19 @@ def run(
     Cells (one strategy, one seed) that are finished are not run again.
     """
     with _user_errors():
-        _look_in(data)
-        from mas.experiments.cells import expand
+        from mas.experiments.cells import every_cell
         from mas.experiments.config import load_config, resolved
         from mas.experiments.report import write_report
         from mas.experiments.run import run_experiment
         from mas.experiments.store import Store
 
-        experiment, folder = load_config(config, changes or []), output or Path("runs") / config.stem
-        with _progress(len(expand(experiment)), Store(folder), expand(experiment)) as announce:
+        experiment, folder = load_config(config, changes or [], data), output or Path("runs") / config.stem
+        with _progress(Store(folder), every_cell(experiment)) as announce:
             outcome = run_experiment(experiment, folder, workers, announce)
         for line in outcome.failed:
             typer.echo(f"error: {line}", err=True)
-        if outcome.records:
-            _print_table(write_report(Store(folder), resolved(experiment), outcome.records))
+        if outcome.results.records:
+            _print_table(write_report(Store(folder), resolved(experiment), outcome.results))
             typer.echo(f"report: {folder / 'report.html'}")
         if outcome.failed:
             raise typer.Exit(1)
@@ -76,11 +76,10 @@ def run(
 def check(config: ConfigFile, changes: Changes = None, data: Data = None) -> None:
     """Validate a config and print its cells, without running them."""
     with _user_errors():
-        _look_in(data)
-        from mas.experiments.cells import expand
+        from mas.experiments.cells import every_cell
         from mas.experiments.config import load_config
 
-        cells = expand(load_config(config, changes or []))
+        cells = every_cell(load_config(config, changes or [], data))
         for cell in cells:
             options = ", ".join(f"{key}={value}" for key, value in cell.settings["strategy"].items())
             typer.echo(f"{cell.id}: {options}")
@@ -93,17 +92,36 @@ def report(
 ) -> None:
     """Make the tables, figures and the report of a run anew from its cells."""
     with _user_errors():
-        from mas.experiments.config import load_config, resolved
-        from mas.experiments.errors import UserError
         from mas.experiments.report import write_report
-        from mas.experiments.run import read_records
+        from mas.experiments.results import read_folder
         from mas.experiments.store import Store
 
-        if not (folder / "config.yaml").is_file():
-            raise UserError(f"{folder}: holds no config.yaml; expected a folder that mas run has written")
-        experiment, store = load_config(folder / "config.yaml", try_data=False), Store(folder)
-        _print_table(write_report(store, resolved(experiment), read_records(experiment, store)))
+        config, results = read_folder(folder)
+        _print_table(write_report(Store(folder), config, results))
         typer.echo(f"report: {folder / 'report.html'}")
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A folder that mas run has written.", show_default=False)],
+    second: Annotated[Path, typer.Argument(help="Another one.", show_default=False)],
+) -> None:
+    """Compare the strategies that two runs have in common, paired by seed."""
+    with _user_errors():
+        from rich.table import Table
+
+        from mas.experiments.compare import compare_folders, comparison_rows
+
+        comparison = compare_folders(first, second)
+        for line in comparison.notes:
+            typer.echo(line)
+        table = Table(title=f"{second} − {first}, percent [95 % interval over seeds]", title_justify="left")
+        headings, rows = comparison_rows(comparison)
+        for heading in headings:
+            table.add_column(heading, justify="left" if heading == "strategy" else "right")
+        for row in rows:
+            table.add_row(*row)
+        _console().print(table)
 
 
 @app.command("list")
@@ -132,12 +150,6 @@ def main() -> None:
     app()
 
 
-def _look_in(data: Path | None) -> None:
-    """Set the data root, for worker processes too."""
-    if data is not None:
-        os.environ["MAS_DATA"] = str(data.absolute())
-
-
 @contextmanager
 def _user_errors() -> Iterator[None]:
     """Show a user's mistake as plain lines, with exit code 2."""
@@ -155,12 +167,12 @@ def _user_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _progress(total: int, store: Any, cells: list[Any]) -> Iterator[Any]:
+def _progress(store: Any, cells: list[Any]) -> Iterator[Any]:
     """Show cells as they end: a bar with the time left on a terminal, else a line each."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    kept = sum(store.finished(cell) is not None for cell in cells)
+    total, kept = len(cells), sum(store.finished(cell) is not None for cell in cells)
     if kept:
         typer.echo(f"{kept} of {total} cells are finished already in {store.folder} and are kept")
     count = kept
@@ -190,25 +202,29 @@ def _progress(total: int, store: Any, cells: list[Any]) -> Iterator[Any]:
         yield announce
 
 
-def _print_table(summary: "pd.DataFrame") -> None:
-    from rich.console import Console
+def _print_table(rows: "list[Row]") -> None:
     from rich.table import Table
 
-    from mas.experiments.report import HEADINGS, table_rows
+    from mas.experiments.report import HEADINGS
 
-    rows = table_rows(summary)
     shown = [score for score in list(HEADINGS)[:4] if any(score in cells for _, cells in rows)]
     if any(cells["diverged"] for _, cells in rows):
         shown.append("diverged")
-    table = Table(title="percent, mean [95 % interval over seeds]", title_justify="left")
+    table = Table(title="percent, mean [95 % interval over seeds], * p < 0.05 (paired, Holm)", title_justify="left")
     table.add_column("strategy")
     for score in shown:
         table.add_column(HEADINGS.get(score, score), justify="right")
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = _console()
     gap = " [" if console.width >= 100 else "\n["  # a narrow terminal breaks between mean and interval
     for label, cells in rows:
         table.add_row(label, *(cells.get(score, "–").replace(" [", gap) for score in shown))
     console.print(table)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 if __name__ == "__main__":

@@ -13,22 +13,28 @@ import numpy.typing as npt
 Matrix = npt.NDArray[np.float64]
 
 
-def forgetting_scores(accuracy: npt.ArrayLike, untrained: npt.ArrayLike | None = None) -> dict[str, float]:
+def forgetting_scores(
+    accuracy: npt.ArrayLike, untrained: npt.ArrayLike | None = None, reference: npt.ArrayLike | None = None
+) -> dict[str, float]:
     """Derive all scores from an accuracy matrix.
 
     Args:
         accuracy: R, shape (T, T), values from 0 to 1 or NaN.
         untrained: accuracy before training, shape (T,); without it FWT is NaN.
+        reference: a*, accuracy on each experience of a network that was trained on all data up to
+            it, or on all data, shape (T,); without it intransigence is NaN.
 
     Returns:
         Score by name, in the unit of R: ``ACC`` mean_i R[T,i]; ``forgetting`` mean over i < T of
         max_{t<T} R[t,i] − R[T,i]; ``BWT`` mean over i < T of R[T,i] − R[i,i]; ``FWT`` mean over
-        i > 1 of R[i−1,i] − untrained[i]; ``learning`` (learning accuracy) mean_i R[i,i].
+        i > 1 of R[i−1,i] − untrained[i]; ``learning`` (learning accuracy) mean_i R[i,i];
+        ``intransigence`` mean_i a*[i] − R[i,i].
 
     Raises:
         ValueError: R is not square, or the shapes disagree.
 
-    Source: Lopez-Paz & Ranzato 2017 (ACC, BWT, FWT); Chaudhry et al. 2018 (forgetting).
+    Source: Lopez-Paz & Ranzato 2017 (ACC, BWT, FWT); Chaudhry et al. 2018 (forgetting,
+    intransigence); Riemer et al. 2019 (learning accuracy).
 
     >>> scores = forgetting_scores([[0.9, 0.5], [0.6, 0.8]])
     >>> round(scores["ACC"], 9), round(scores["forgetting"], 9)
@@ -40,38 +46,50 @@ def forgetting_scores(accuracy: npt.ArrayLike, untrained: npt.ArrayLike | None =
             f"accuracy has shape {matrix.shape}; "
             "give a square matrix, a row per experience trained and a column per experience tested"
         )
-    before = np.full(len(matrix), np.nan) if untrained is None else np.asarray(untrained, dtype=np.float64)
-    if before.shape != (len(matrix),):
-        raise ValueError(f"untrained has shape {before.shape}; the matrix needs ({len(matrix)},)")
-    return {name: float(score(matrix, before)) for name, score in _SCORES.items()}
+    before = _vector("untrained", untrained, len(matrix))
+    best = _vector("reference", reference, len(matrix))
+    return {name: float(score(matrix, before, best)) for name, score in _SCORES.items()}
 
 
-def _acc(matrix: Matrix, untrained: Matrix) -> float:
+def _acc(matrix: Matrix, untrained: Matrix, reference: Matrix) -> float:
     return float(matrix[-1].mean())
 
 
-def _forgetting(matrix: Matrix, untrained: Matrix) -> float:
+def _forgetting(matrix: Matrix, untrained: Matrix, reference: Matrix) -> float:
     if len(matrix) == 1:
         return np.nan
     return float((matrix[:-1, :-1].max(axis=0) - matrix[-1, :-1]).mean())
 
 
-def _bwt(matrix: Matrix, untrained: Matrix) -> float:
+def _bwt(matrix: Matrix, untrained: Matrix, reference: Matrix) -> float:
     return (matrix[-1] - matrix.diagonal())[:-1].mean() if len(matrix) > 1 else np.nan
 
 
-def _fwt(matrix: Matrix, untrained: Matrix) -> float:
+def _fwt(matrix: Matrix, untrained: Matrix, reference: Matrix) -> float:
     return (matrix.diagonal(1) - untrained[1:]).mean() if len(matrix) > 1 else np.nan
 
 
-def _learning(matrix: Matrix, untrained: Matrix) -> float:
+def _learning(matrix: Matrix, untrained: Matrix, reference: Matrix) -> float:
     return float(matrix.diagonal().mean())
 
 
-_SCORES: dict[str, Callable[[Matrix, Matrix], float]] = {
+def _intransigence(matrix: Matrix, untrained: Matrix, reference: Matrix) -> float:
+    return float((reference - matrix.diagonal()).mean())
+
+
+def _vector(name: str, values: npt.ArrayLike | None, size: int) -> Matrix:
+    """Give one number per experience; NaN where none are given."""
+    vector = np.full(size, np.nan) if values is None else np.asarray(values, dtype=np.float64)
+    if vector.shape != (size,):
+        raise ValueError(f"{name} has shape {vector.shape}; the matrix needs ({size},)")
+    return vector
+
+
+_SCORES: dict[str, Callable[[Matrix, Matrix, Matrix], float]] = {
     "ACC": _acc,
     "forgetting": _forgetting,
     "BWT": _bwt,
     "FWT": _fwt,
     "learning": _learning,
+    "intransigence": _intransigence,
 }

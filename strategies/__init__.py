@@ -10,6 +10,7 @@ if __name__ != "mas.strategies":
 
 from mas.strategies.baselines import AGEM, GEM, Cumulative, DERpp, GEMPlugin, LwF, LwFPlugin, Replay
 from mas.strategies.plugins import (
+    DataName,
     EWCPlugin,
     ImportancePlugin,
     L2Plugin,
@@ -52,6 +53,7 @@ __all__ = [
     "STRATEGIES",
     "Cumulative",
     "DERpp",
+    "DataName",
     "EWCPlugin",
     "GEMPlugin",
     "ImportancePlugin",

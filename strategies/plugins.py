@@ -6,6 +6,7 @@ penalty it is made of; those that gather importance while training (SI, RWalk) a
 """
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -38,7 +39,8 @@ Count = Annotated[int, Gt(0)]
 Accumulate = Literal["sum", "ema", "decay"]
 Parameters = Literal["all", "backbone"]
 Measure = Callable[..., dict[str, Tensor]]
-Data = Dataset[Any] | Callable[[Any], Dataset[Any]]
+DataName = Literal["train", "test", "both"]
+Data = DataName | Dataset[Any] | Callable[[Any], Dataset[Any]]
 
 
 class ImportancePlugin(SupervisedPlugin[Any]):
@@ -50,8 +52,9 @@ class ImportancePlugin(SupervisedPlugin[Any]):
         penalty: what importance is joined to, and what pulls weights back.
         parameters: "all" protects every parameter, "backbone" all but those of the layer that is
             called last (the classifier, or the heads).
-        data: what to measure on instead of the experience's own training data, such as unlabelled
-            or held-out samples: a data set whose items are inputs, or tuples that start with the
+        data: what to measure on: the experience's own "train" data, the "test" data of the same
+            experience of the benchmark, or "both", one after the other; or other samples, such as
+            unlabelled ones: a data set whose items are inputs, or tuples that start with the
             input, or ``data(experience)``, which gives one. An Avalanche data set brings task
             labels; samples of another get the experience's.
         max_samples: measure on a random draw of that many samples.
@@ -68,12 +71,14 @@ class ImportancePlugin(SupervisedPlugin[Any]):
         measure: Measure,
         penalty: QuadraticPenalty,
         parameters: Parameters = "all",
-        data: Data | None = None,
+        data: Data = "train",
         max_samples: Count | None = None,
     ):
         super().__init__()
         if parameters not in ("all", "backbone"):
             raise ValueError(f"parameters is {parameters!r}; known are 'all', 'backbone'")
+        if isinstance(data, str) and data not in _DATA:
+            raise ValueError(f"data is {data!r}; known are {', '.join(map(repr, _DATA))}, a data set or a function")
         if max_samples is not None and max_samples < 1:
             raise ValueError(f"max_samples is {max_samples}; give a number of at least 1, or None for all")
         self.measure, self.penalty, self.parameters = measure, penalty, parameters
@@ -96,7 +101,7 @@ class ImportancePlugin(SupervisedPlugin[Any]):
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Measure importance for the experience that ends, and protect the weights as they stand."""
-        data: Any = strategy.experience.dataset if self.data is None else self.data
+        data: Any = _DATA[self.data] if isinstance(self.data, str) else self.data
         (task, *_) = getattr(strategy.experience, "task_labels", [0])  # online experiences have none
         self._protect(strategy, data if hasattr(data, "__getitem__") else data(strategy.experience), task)
 
@@ -206,6 +211,8 @@ class EWCPlugin(ImportancePlugin):
     ):
         if mode not in _EWC_MODES:
             raise ValueError(f"mode is {mode!r}; known are {', '.join(map(repr, _EWC_MODES))}")
+        if labels == "empirical" and common.get("data") in ("test", "both"):
+            raise ValueError("labels='empirical' would look at test labels; with data='test' or 'both' take 'exact'")
         measure = partial(fisher_importance, labels=labels, reduction=reduction)
         super().__init__(measure, QuadraticPenalty(lam / 2, _EWC_MODES[mode], decay), **common)
         if labels == "sampled":
@@ -381,6 +388,27 @@ class RandomPlugin(ImportancePlugin):
 
 
 _EWC_MODES: dict[str, Literal["quadratics", "decay"]] = {"separate": "quadratics", "online": "decay"}
+
+
+def _train_data(experience: Any) -> Any:
+    return experience.dataset
+
+
+def _test_data(experience: Any) -> Any:
+    """Find the test data of a training experience: those of the same number in its benchmark."""
+    benchmark = getattr(getattr(experience, "origin_stream", None), "benchmark", None)
+    if benchmark is None:
+        raise ValueError("the experience does not know its benchmark; give its test data by data=<function of it>")
+    return benchmark.test_stream[experience.current_experience].dataset
+
+
+def _both(experience: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of mixed transforms; those of evaluation are set afterwards
+        return _train_data(experience).concat(_test_data(experience))
+
+
+_DATA: dict[str, Callable[[Any], Any]] = {"train": _train_data, "test": _test_data, "both": _both}
 
 
 def _is_avalanche(data: Any) -> bool:

@@ -40,7 +40,7 @@ def test_run_then_run_again(here):
     assert "1/4 naive-seed0: finished, " in first.output
     assert "4/4 mas-seed1: finished, " in first.output
     assert "report: runs/small/report.html" in first.output
-    assert "forgets less than naive" in first.output
+    assert "forgetting − naive" in first.output
     assert (here / "runs/small/report.html").is_file()
     again = mas("run", "small.yaml", "--workers", "1")
     assert again.exit_code == 0
@@ -65,13 +65,23 @@ def test_report_needs_no_data(here, monkeypatch):
     assert mas("report", "here").exit_code == 0
 
 
+def test_compare_says_what_differs(here):
+    mas("run", "small.yaml", "--workers", "1", "--output", "a")
+    mas("run", "small.yaml", "--workers", "1", "--output", "b", "--set", "strategies.1.lam=100", "--set", "seeds=[1]")
+    done = mas("compare", "a", "b")
+    assert done.exit_code == 0
+    assert done.output.splitlines()[:2] == ["strategies.mas.lam: 0.1 → 100.0", "seeds: 2 → [1]"]
+    (naive,) = [line for line in done.output.splitlines() if "naive" in line and "ACC" in line]
+    assert [part.strip() for part in naive.strip("│").split("│")] == ["naive", "ACC", "0.0", "1", "nan", "nan"]
+
+
 def test_check_prints_the_cells_and_runs_nothing(here):
     done = mas("check", "small.yaml", "--set", "seeds=[3]", "--set", "strategies.1.lam=7")
     assert done.exit_code == 0
     assert done.output.splitlines() == [
         "naive-seed3: name=naive",
         "mas-seed3: name=mas, lam=7.0, norm=squared_l2, accumulate=sum, factor=0.5, reduction=sample, "
-        "parameters=all, max_samples=None",
+        "parameters=all, data=train, max_samples=None",
         "small.yaml is valid: 2 cells",
     ]
     assert not (here / "runs").exists()
@@ -95,6 +105,7 @@ def test_list_explains_every_name(here):
         ),
         (("check", "small.yaml", "--set", "strategies.1.name=mass"), "found 'mass', did you mean 'mas'?"),
         (("report", "nowhere"), "error: nowhere: holds no config.yaml"),
+        (("compare", "nowhere", "there"), "error: nowhere: holds no config.yaml"),
         (("run", "small.yaml", "--output", "small.yaml"), "error: small.yaml: is a file"),
         (("run", "small.yaml", "--output", "/proc/none"), "error: /proc/none: cannot be written"),
     ],

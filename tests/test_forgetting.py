@@ -6,7 +6,7 @@ import pytest
 from mas import forgetting_scores
 
 
-def by_loops(r, untrained):
+def by_loops(r, untrained, reference):
     """Lopez-Paz & Ranzato 2017; Chaudhry et al. 2018; indices from 0."""
     last, size = len(r) - 1, len(r)
     return {
@@ -15,15 +15,16 @@ def by_loops(r, untrained):
         "BWT": sum(r[last][i] - r[i][i] for i in range(last)) / last,
         "FWT": sum(r[i - 1][i] - untrained[i] for i in range(1, size)) / last,
         "learning": sum(r[i][i] for i in range(size)) / size,
+        "intransigence": sum(reference[i] - r[i][i] for i in range(size)) / size,
     }
 
 
 @pytest.mark.parametrize("size", [2, 3, 7])
 def test_scores_equal_their_definitions(size):
     draw = np.random.default_rng(size)
-    matrix, untrained = draw.random((size, size)), draw.random(size)
-    assert forgetting_scores(matrix, untrained) == pytest.approx(
-        by_loops(matrix.tolist(), untrained.tolist()), rel=1e-12
+    matrix, untrained, reference = draw.random((size, size)), draw.random(size), draw.random(size)
+    assert forgetting_scores(matrix, untrained, reference) == pytest.approx(
+        by_loops(matrix.tolist(), untrained.tolist(), reference.tolist()), rel=1e-12
     )
 
 

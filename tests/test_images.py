@@ -54,6 +54,16 @@ def test_a_batch_is_its_samples(name):
     assert list(data.targets) == expected[1].tolist()
 
 
+@pytest.mark.parametrize("name", DATA)
+def test_a_data_set_ends_and_counts_from_the_end(name):
+    data = DATA[name]().eval()
+    assert_equal([torch.stack([torch.as_tensor(s[i]) for s in data]) for i in range(3)], one_by_one(data))
+    assert torch.equal(data[-1][0], data[len(data) - 1][0])
+    for outside in (len(data), -len(data) - 1):
+        with pytest.raises(IndexError):
+            data[outside]
+
+
 def test_a_batch_of_several_data_sets_keeps_its_order():
     a, b = as_dataset(images(7), 1).eval(), as_dataset(images(5), 2).eval()
     mixed = [b[3], a[0], b[1], a[6], a[0]]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from avalanche.benchmarks import nc_benchmark
+from avalanche.benchmarks import benchmark_from_datasets, nc_benchmark
 from avalanche.benchmarks.scenarios.online import split_online_stream
 from avalanche.evaluation.metrics import loss_metrics
 from avalanche.models import IncrementalClassifier, MTSimpleMLP, MultiHeadClassifier, SimpleMLP
@@ -226,6 +226,32 @@ class TestEveryRegularisedStrategy:
         bare.train(benchmark().train_stream[0])
         assert all(torch.equal(plugin_of(bare).penalty.importance[n], t) for n, t in plugin.penalty.importance.items())
 
+    @pytest.mark.parametrize("data", ["test", "both"])
+    @pytest.mark.parametrize("ours", [True, False])
+    def test_importance_of_test_data_of_the_same_experience(self, name, data, ours):
+        if "data" not in inspect.signature(REGULARISED[name]).parameters or name == "random":
+            pytest.skip("gathers importance while training, or draws it")
+        draw = torch.Generator().manual_seed(5)
+        train_data, test_data = (
+            TensorDataset(torch.randn(n, 5, generator=draw), torch.arange(n) % 6) for n in (30, 18)
+        )
+        stream = nc_benchmark(train_data, test_data, 3, task_labels=False, shuffle=False)
+        if ours:
+            parts = [[experience.dataset for experience in s] for s in (stream.train_stream, stream.test_stream)]
+            stream = benchmark_from_datasets(train=parts[0], test=parts[1])
+            for part in stream.streams.values():
+                part.benchmark = stream
+        strategy = build(REGULARISED[name], network(), lam=1.0, data=data)
+        strategy.train(stream.train_stream[0])
+        plugin = plugin_of(strategy)
+        plugin.penalty = mas.QuadraticPenalty(1.0)
+        strategy.train(stream.train_stream[1])
+        sets = [stream.train_stream[1].dataset] * (data == "both") + [stream.test_stream[1].dataset]
+        samples = [torch.stack([x for part in sets for x, *_ in part])]
+        assert len(samples[0]) == (16 if data == "both" else 6)
+        expected = plugin.measure(strategy.model, samples)
+        assert all(torch.allclose(plugin.penalty.importance[n], t, rtol=1e-4) for n, t in expected.items())
+
     def test_adaptation_to_data_met_at_test_time(self, name):
         strategy = build(REGULARISED[name], network(), lam=1.0)
         strategy.train(benchmark().train_stream[0])
@@ -394,6 +420,13 @@ def test_options_are_checked_as_avalanche_checks_its_own():
         build(EWC, network(), mode="both")
     with pytest.raises(ValueError, match="max_samples is 0"):
         build(MAS, network(), max_samples=0)
+    with pytest.raises(ValueError, match="data is 'tset'"):
+        build(MAS, network(), data="tset")
+    with pytest.raises(ValueError, match="would look at test labels"):
+        build(EWC, network(), labels="empirical", data="both")
+    strategy = build(MAS, network(), data="test")
+    with pytest.raises(ValueError, match="does not know its benchmark"):
+        strategy.train(benchmark_from_datasets(train=[benchmark().train_stream[0].dataset]).train_stream[0])
     assert "norm" in inspect.signature(MAS).parameters
     assert "plugins" in inspect.signature(MAS).parameters
 

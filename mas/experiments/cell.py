@@ -1,7 +1,9 @@
 """Train one cell: build benchmark, model and strategy from plain settings and fill R[t, i]."""
 
+import math
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from mas.benchmarks import STREAMS
 from mas.experiments.cells import Cell, stream_seed
 from mas.experiments.errors import DivergedError
 from mas.experiments.models import model_for
+from mas.experiments.selection import continual_option, tune
 from mas.measuring import measuring
 from mas.strategies import STRATEGIES, ImportancePlugin, Joint
 
@@ -23,7 +26,8 @@ def run_cell(cell: Cell) -> dict[str, Any]:
 
     Returns:
         Plain data: ``status`` ("finished" or "diverged") with a ``reason``, ``untrained`` (T
-        accuracies), ``accuracy`` (T rows of T accuracies, None where not measured), ``seconds``.
+        accuracies), ``accuracy`` (T rows of T accuracies, None where not measured), ``tries`` (of
+        ``select: continual``, a list per experience), ``seconds``.
     """
     start, threads = time.perf_counter(), torch.get_num_threads()
     torch.set_num_threads(1)  # the order of sums, and so the last bit, depends on the thread count
@@ -37,32 +41,64 @@ def run_cell(cell: Cell) -> dict[str, Any]:
 
 
 def _train(cell: Cell) -> dict[str, Any]:
-    stream = dict(cell.settings["benchmark"])
-    benchmark = STREAMS[stream.pop("stream")](**stream, seed=stream_seed(cell.seed, "stream"))
+    benchmark = _benchmark(cell)
     strategy = build_strategy(cell, benchmark)
-    accuracies = _Accuracies()
-    strategy.plugins.append(accuracies)
+    strategy.plugins.append(_Accuracies())
+    tune_for = _tuner(cell)
     size = len(benchmark.train_stream)
     result: dict[str, Any] = {
         "status": "finished",
         "reason": None,
         "untrained": None,
         "accuracy": [[None] * size for _ in range(size)],
+        "tries": [],
     }
     try:
-        result["untrained"] = _test(strategy, benchmark, accuracies)
+        result["untrained"] = _test(strategy, benchmark.test_stream)
         for trained_on, experiences in _stages(strategy, benchmark):
-            strategy.train(experiences, reset_optimizer_state=cell.settings["training"]["reset_optimizer"])
-            _check_weights(strategy.model, trained_on)
-            result["accuracy"][trained_on] = _test(strategy, benchmark, accuracies)
+            result["tries"] += tune_for(strategy, trained_on)
+            _learn(strategy, experiences, cell)
+            result["accuracy"][trained_on] = _test(strategy, benchmark.test_stream)
     except (DivergedError, FloatingPointError) as error:
         return result | {"status": "diverged", "reason": str(error)}
     return result
 
 
+def _benchmark(cell: Cell, **changes: Any) -> Any:
+    options = cell.settings["benchmark"] | changes
+    return STREAMS[options.pop("stream")](**options, seed=stream_seed(cell.seed, "stream"))
+
+
+def _learn(strategy: Any, experiences: Any, cell: Cell) -> None:
+    strategy.train(experiences, reset_optimizer_state=cell.settings["training"]["reset_optimizer"])
+    for name, parameter in strategy.model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            at = strategy.clock.train_exp_counter - 1
+            raise DivergedError(f"weights of {name} are not finite after experience {at}")
+
+
+def _tuner(cell: Cell) -> Callable[[Any, int], list[Any]]:
+    """Give what sets the strength before each experience: nothing, unless it is to be chosen continually."""
+    settings = continual_option(cell.settings["strategy"])
+    if settings is None:
+        return lambda strategy, number: []
+    held_out = _benchmark(cell, validation=cell.settings["held_out"])  # the same stream; test data are not in it
+
+    def accuracy_of(strategy: Any, number: int) -> float:
+        try:
+            _learn(strategy, held_out.train_stream[number], cell)
+            return _test(strategy, held_out.test_stream[number])[0]
+        except (DivergedError, FloatingPointError):
+            return math.nan
+
+    return lambda strategy, number: [tune(strategy, settings, lambda copy: accuracy_of(copy, number))]
+
+
 def build_strategy(cell: Cell, benchmark: Any) -> Any:
     """Build an Avalanche strategy with the cell's model, optimizer and random streams."""
     training, options = cell.settings["training"], dict(cell.settings["strategy"])
+    if settings := continual_option(options):
+        options["lam"] = settings["start"]
     model = model_for(benchmark, cell.settings["model"], stream_seed(cell.seed, "initialisation"))
     strategy = STRATEGIES[options.pop("name")](
         model=model,
@@ -82,7 +118,7 @@ def build_strategy(cell: Cell, benchmark: Any) -> Any:
 
 
 def _optimizer(model: nn.Module, training: dict[str, Any]) -> torch.optim.Optimizer:
-    common = {"lr": training["lr"], "weight_decay": training["weight_decay"]}
+    common = {"lr": training["lr"], "weight_decay": training["weight_decay"], "fused": True}  # a third of the time
     if training["optimizer"] == "sgd":
         return torch.optim.SGD(model.parameters(), momentum=training["momentum"], **common)
     return torch.optim.Adam(model.parameters(), **common)
@@ -102,17 +138,13 @@ def _stages(strategy: Any, benchmark: Any) -> list[tuple[int, Any]]:
     return list(enumerate(experiences))
 
 
-def _test(strategy: Any, benchmark: Any, accuracies: "_Accuracies") -> list[float]:
+def _test(strategy: Any, stream: Any) -> list[float]:
+    """Give the accuracy on each experience of a stream."""
+    accuracies = next(p for p in strategy.plugins if isinstance(p, _Accuracies))
     accuracies.found = []
     with measuring(strategy.model):
-        strategy.eval(benchmark.test_stream)
+        strategy.eval(stream)
     return accuracies.found
-
-
-def _check_weights(model: nn.Module, trained_on: int) -> None:
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise DivergedError(f"weights of {name} are not finite after experience {trained_on}")
 
 
 class _Accuracies(SupervisedPlugin[Any]):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mas.experiments.config import Forgetting, resolved
+from mas.experiments.selection import Choice, as_text, candidates, continual_option, has_grid
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,7 @@ class Cell:
 
     label: str
     seed: int
-    settings: dict[str, Any]  # plain data: benchmark, model, training, strategy (without its label)
+    settings: dict[str, Any]  # plain data: benchmark, model, training, strategy (without its label), ...
 
     @property
     def id(self) -> str:
@@ -21,15 +22,57 @@ class Cell:
         return f"{self.label}-seed{self.seed}"
 
 
-def expand(config: Forgetting) -> list[Cell]:
-    """Give all cells of a config, seed by seed, so that early results compare all strategies."""
-    data = resolved(config)
-    shared = {key: data[key] for key in ("experiment", "benchmark", "model", "training")}
+def expand(config: Forgetting, chosen: dict[str, Choice] | None = None) -> list[Cell]:
+    """Give the cells to report, seed by seed, so that early results compare all strategies.
+
+    Args:
+        config: whose cells.
+        chosen: by label, the values of options that are selected. Cells of a strategy that waits
+            for its choice hold the values to choose from.
+    """
     return [
-        Cell(label, seed, shared | {"strategy": {k: v for k, v in strategy.items() if k != "label"}})
+        _cell(config, label, seed, strategy | (chosen or {}).get(label, {}))
         for seed in config.seed_list()
-        for label, strategy in zip(config.labels(), data["strategies"], strict=True)
+        for label, strategy in _strategies(config)
     ]
+
+
+def tries_of(config: Forgetting) -> dict[str, list[tuple[Choice, list[Cell]]]]:
+    """Give, by label, the choices that are to be tried and the cells that try them, on held-out data."""
+    held_out = {"validation": config.selection.validation}
+    return {
+        label: [
+            (choice, [_cell(config, f"{label}~{as_text(choice)}", seed, strategy | choice, held_out) for seed in seeds])
+            for choice in candidates(strategy)
+        ]
+        for label, strategy in _strategies(config)
+        if has_grid(strategy)
+        for seeds in [config.selection.seeds]
+    }
+
+
+def every_cell(config: Forgetting) -> list[Cell]:
+    """Give the cells that choose settings, then those to report."""
+    return [*(cell for own in tries_of(config).values() for _, cells in own for cell in cells), *expand(config)]
+
+
+def _strategies(config: Forgetting) -> list[tuple[str, dict[str, Any]]]:
+    plain = resolved(config)["strategies"]
+    return [
+        (label, {k: v for k, v in strategy.items() if k != "label"})
+        for label, strategy in zip(config.labels(), plain, strict=True)
+    ]
+
+
+def _cell(
+    config: Forgetting, label: str, seed: int, strategy: dict[str, Any], benchmark: dict[str, Any] | None = None
+) -> Cell:
+    data = resolved(config)
+    settings = {key: data[key] for key in ("experiment", "benchmark", "model", "training")}
+    settings["benchmark"] = settings["benchmark"] | (benchmark or {})
+    if continual_option(strategy):
+        settings["held_out"] = config.selection.validation
+    return Cell(label, seed, settings | {"strategy": strategy})
 
 
 def stream_seed(seed: int, *name: str | int) -> int:

@@ -7,12 +7,13 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
-from mas.benchmarks import DATASETS, STREAMS
+from mas.benchmarks import DATASETS, STREAMS, set_data_root
 from mas.experiments.errors import UserError
 from mas.experiments.models import MODELS, model_for
 from mas.experiments.options import Options, models_of
+from mas.experiments.selection import Continual, continual_option, has_grid, selectable
 from mas.experiments.source import Key, Source, nearest
-from mas.strategies import STRATEGIES
+from mas.strategies import STRATEGIES, DataName
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]  # it becomes part of file names
 Count = Annotated[int, Field(gt=0)]
@@ -51,13 +52,34 @@ class Training(Options):
     device: Literal["cpu", "cuda"] = "cpu"
 
 
+def _each_once(seeds: list[int]) -> list[int]:
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise ValueError("whole numbers of at least 0, each once")
+    return seeds
+
+
+Seeds = Annotated[list[int], Field(min_length=1), AfterValidator(_each_once)]
+
+
+class Selection(Options):
+    """On what the values of options are chosen that say ``{select: ...}``."""
+
+    seeds: Seeds = Field(default_factory=lambda: [1000, 1001])  # none of those that results are reported for
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of the training data held out
+
+
 # What every Avalanche strategy takes is set by the experiment; the rest is the strategy's own.
-# `data` is a Python object.
-_NOT_OPTIONS = frozenset({*inspect.signature(STRATEGIES["naive"]).parameters, "plugins", "data"})
+_NOT_OPTIONS = frozenset({*inspect.signature(STRATEGIES["naive"]).parameters, "plugins"})
+
+
+def _strategy_option(name: str, annotation: Any, default: Any) -> Any:
+    """Give the type of a strategy's option: in YAML, ``data`` is a word, and all may be selected."""
+    return selectable(name, DataName if name == "data" else annotation, default)
+
 
 STREAM_MODELS = models_of(STREAMS, "stream", frozenset({"seed"}))
 MODEL_MODELS = models_of(MODELS, "name", frozenset({"shape"}), ModelOptions)
-STRATEGY_MODELS = models_of(STRATEGIES, "name", _NOT_OPTIONS, StrategyOptions)
+STRATEGY_MODELS = models_of(STRATEGIES, "name", _NOT_OPTIONS, StrategyOptions, _strategy_option)
 
 
 def _one_of(models: dict[str, type[Options]], key: str, default: str | None = None) -> Any:
@@ -70,12 +92,6 @@ def _one_of(models: dict[str, type[Options]], key: str, default: str | None = No
     return Annotated[union, Field(discriminator=key), BeforeValidator(with_default)]
 
 
-def _each_once(seeds: list[int]) -> list[int]:
-    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise ValueError("whole numbers of at least 0, each once")
-    return seeds
-
-
 class Forgetting(Options):
     """``experiment: forgetting``: train strategies along a stream and see who forgets what."""
 
@@ -84,9 +100,9 @@ class Forgetting(Options):
     model: _one_of(MODEL_MODELS, "name", "mlp") = MODEL_MODELS["mlp"]()  # type: ignore[valid-type]
     training: Training = Training()
     strategies: Annotated[list[_one_of(STRATEGY_MODELS, "name")], Field(min_length=1)]  # type: ignore[valid-type]
-    seeds: (
-        Annotated[int, Field(gt=0, le=10_000)] | Annotated[list[int], Field(min_length=1), AfterValidator(_each_once)]
-    ) = 5
+    seeds: Annotated[int, Field(gt=0, le=10_000)] | Seeds = 5
+    selection: Selection = Selection()
+    data_root: str | None = None  # where data sets are, or are downloaded to
 
     def seed_list(self) -> list[int]:
         """Give the seeds: ``5`` means 0 to 4."""
@@ -97,12 +113,16 @@ class Forgetting(Options):
         return [strategy.title() for strategy in self.strategies]
 
 
-def load_config(path: Path, changes: Sequence[str] = (), try_data: bool = True) -> Forgetting:
+def load_config(
+    path: Path, changes: Sequence[str] = (), data_root: Path | None = None, try_data: bool = True
+) -> Forgetting:
     """Read, change (``key.key=value``) and validate a config file.
 
     Args:
         path: of the YAML file.
         changes: values to change, in their order.
+        data_root: where data sets are, for this process and its workers; before the config's own
+            ``data_root``, and that before ``MAS_DATA``.
         try_data: whether to load the data too, and try the model on them; not needed to read results.
 
     Raises:
@@ -115,6 +135,9 @@ def load_config(path: Path, changes: Sequence[str] = (), try_data: bool = True) 
         raise UserError(*_complaints(source, error)) from None
     _check_labels(config, source)
     _check_momentum(config, source)
+    _check_selection(config, source)
+    if root := data_root or config.data_root:
+        set_data_root(root)
     if try_data:
         _check_benchmark(config, source)
     return config
@@ -138,6 +161,19 @@ def _check_momentum(config: Forgetting, source: Source) -> None:
     if config.training.momentum and config.training.optimizer != "sgd":
         where = source.where(("training", "momentum"))
         raise UserError(f"{where}: found momentum with {config.training.optimizer}; allowed: only with optimizer: sgd")
+
+
+def _check_selection(config: Forgetting, source: Source) -> None:
+    for i, strategy in enumerate(config.strategies):
+        options = strategy.model_dump()
+        if not has_grid(options) and not continual_option(options):
+            continue
+        if config.benchmark.validation:
+            where = source.where(("benchmark", "validation"))
+            raise UserError(f"{where}: strategies[{i}] holds out data by selection.validation; leave this out")
+        if has_grid(options) and (both := set(config.selection.seeds) & set(config.seed_list())):
+            where = source.where(("selection", "seeds"))
+            raise UserError(f"{where}: found {min(both)}, for which results are reported; allowed: other seeds")
 
 
 def _check_benchmark(config: Forgetting, source: Source) -> None:
@@ -173,6 +209,9 @@ _REGISTRIES: dict[str, tuple[dict[str, Any], dict[str, type[Options]], str]] = {
     "model": (MODELS, MODEL_MODELS, "name"),
     "strategies": (STRATEGIES, STRATEGY_MODELS, "name"),
 }
+
+
+_SECTIONS: dict[str, type[Options]] = {"training": Training, "selection": Selection}
 
 
 def _complaints(source: Source, error: ValidationError) -> list[str]:
@@ -245,9 +284,11 @@ def _known_keys(key: Key, data: Any) -> list[str]:
     """Give the keys that the config has at a place."""
     if not key:
         return list(Forgetting.model_fields)
-    if key[0] == "training":
-        return list(Training.model_fields)
+    if key[0] in _SECTIONS:
+        return list(_SECTIONS[str(key[0])].model_fields)
     _, models, tag = _REGISTRIES[str(key[0])]
     for part in key:
         data = data[part]
+    if key[0] == "strategies" and len(key) > 2:
+        return list(Continual.model_fields)
     return list(models[data.get(tag, next(iter(models)))].model_fields)

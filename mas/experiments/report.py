@@ -1,4 +1,4 @@
-"""From cells to files: results.csv, summary.csv, figures and one self-contained page."""
+"""From cells to files: tables, figures and one self-contained page."""
 
 import base64
 import io
@@ -15,53 +15,86 @@ from jinja2 import Environment
 from matplotlib.figure import Figure
 
 from mas.experiments.errors import UserError
+from mas.experiments.results import Results
+from mas.experiments.selection import selection_table
+from mas.experiments.statistics import mean_and_interval
 from mas.experiments.store import Store
-from mas.experiments.summary import BASELINE, Record, as_matrix, mean_and_interval, results_table, summary_table
+from mas.experiments.summary import (
+    BASELINE,
+    Record,
+    as_matrix,
+    best_label,
+    comparison_table,
+    reference_of,
+    results_table,
+    summary_table,
+)
+
+Row = tuple[str, dict[str, str]]  # a strategy's label, and text by score
+_INTERVAL = ["difference", "ci_low", "ci_high"]
 
 # score -> heading, in the order of the table; the first four are what a terminal has room for
 HEADINGS = {
     "ACC": "ACC",
     "forgetting": "forgetting",
-    "ACC_over_naive": f"ACC above {BASELINE}",
-    "forgetting_below_naive": f"forgets less than {BASELINE}",
+    f"ACC-{BASELINE}": f"ACC − {BASELINE}",
+    f"forgetting-{BASELINE}": f"forgetting − {BASELINE}",
+    "ACC-best": "ACC − best",
     "BWT": "BWT",
     "FWT": "FWT",
     "learning": "learning acc.",
+    "intransigence": "intransigence",
 }
 
 
-def write_report(store: Store, config: dict[str, Any], records: Sequence[Record]) -> pd.DataFrame:
-    """Make every table, figure and the page anew from the cells; give the summary.
+def write_report(store: Store, config: dict[str, Any], results: Results) -> list[Row]:
+    """Make every table, figure and the page anew from the cells; give the rows of `table_rows`.
 
     Raises:
         UserError: there is no finished cell.
     """
+    records = results.records
     if not records:
         raise UserError(f"{store.folder}: holds no finished cell; run it first with: mas run")
-    summary = summary_table(records)
-    store.write("results.csv", results_table(records).to_csv(index=False, lineterminator="\n"))
-    store.write("summary.csv", summary.to_csv(index=False, lineterminator="\n"))
+    tables = {
+        "results": results_table(records),
+        "summary": summary_table(records),
+        "comparisons": comparison_table(records),
+        "selection": selection_table(results.tries, results.chosen),
+    }
+    for name, table in tables.items():
+        store.write(f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
     figures = draw_figures(records)
     for name, picture in figures.items():
         store.write(f"figures/{name}.png", picture)
     _drop_old_figures(store.folder / "figures", set(figures))
-    store.write("report.html", _page(store.folder.name, config, records, summary, figures))
-    return summary
+    rows = table_rows(tables["summary"], tables["comparisons"])
+    store.write("report.html", _page(store.folder.name, config, records, rows, tables["selection"], figures))
+    return rows
 
 
-def table_rows(summary: pd.DataFrame) -> list[tuple[str, dict[str, str]]]:
+def table_rows(summary: pd.DataFrame, comparisons: pd.DataFrame) -> list[Row]:
     """Give the table that people read: per strategy, every score in percent with its interval.
 
-    A score that was not measured is "–"; "diverged" says how many seeds did, or is empty.
+    A score that was not measured is "–"; "diverged" says how many seeds did, or is empty. A
+    difference has a star where it is significant: p below 0.05 after Holm's adjustment.
     """
-    rows: list[tuple[str, dict[str, str]]] = []
+    rows: list[Row] = []
     for label, own in summary.groupby("strategy", sort=False):
         scores = own.set_index("score")
-        cells = {s: _percent(*scores.loc[s, ["mean", "ci_low", "ci_high"]]) for s in HEADINGS if s in scores.index}
+        cells = {s: percent(*scores.loc[s, ["mean", "ci_low", "ci_high"]]) for s in HEADINGS if s in scores.index}
+        cells |= _differences(comparisons[comparisons.strategy == label])
         share, seeds = scores.loc["diverged", "mean"], scores.loc["diverged", "n"]
         cells["diverged"] = f"{round(share * seeds)} of {seeds}" if share else ""
         rows.append((str(label), cells))
     return rows
+
+
+def percent(mean: float, low: float, high: float) -> str:
+    """Give a share as percent, with its interval if it has one; "–" if there is none."""
+    if np.isnan(mean):
+        return "–"
+    return f"{100 * mean:.1f}" if np.isnan(low) else f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def draw_figures(records: Sequence[Record]) -> dict[str, bytes]:
@@ -75,10 +108,11 @@ def draw_figures(records: Sequence[Record]) -> dict[str, bytes]:
     return {name: _png(figure) for name, figure in figures.items()}
 
 
-def _percent(mean: float, low: float, high: float) -> str:
-    if np.isnan(mean):
-        return "–"
-    return f"{100 * mean:.1f}" if np.isnan(low) else f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+def _differences(own: pd.DataFrame) -> dict[str, str]:
+    cells = {}
+    for other, score, *interval, p in own[["against", "score", *_INTERVAL, "p_holm"]].itertuples(index=False):
+        cells[f"{score}-{BASELINE if other == BASELINE else 'best'}"] = percent(*interval) + ("*" if p < 0.05 else "")
+    return cells
 
 
 def _with_untrained(record: Record) -> np.ndarray:
@@ -146,10 +180,14 @@ def _drop_old_figures(folder: Path, current: set[str]) -> None:
 
 
 def _page(
-    name: str, config: dict[str, Any], records: Sequence[Record], summary: pd.DataFrame, figures: dict[str, bytes]
+    name: str,
+    config: dict[str, Any],
+    records: Sequence[Record],
+    rows: Sequence[Row],
+    selection: pd.DataFrame,
+    figures: dict[str, bytes],
 ) -> str:
     template = resources.files("mas.experiments").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    rows = table_rows(summary)
     return (
         Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         .from_string(template)
@@ -158,9 +196,26 @@ def _page(
             headings={s: h for s, h in HEADINGS.items() if any(s in cells for _, cells in rows)},
             rows=rows,
             seeds=sorted({r["seed"] for r in records}),
+            best=best_label(records),
+            reference=reference_of(records),
             diverged=[r for r in records if r["status"] == "diverged"],
             any_diverged=any(cells["diverged"] for _, cells in rows),
+            selection=_tried(selection),
             figures={key: base64.b64encode(picture).decode() for key, picture in figures.items()},
             config=yaml.safe_dump(config, sort_keys=False),
         )
     )
+
+
+def _tried(selection: pd.DataFrame) -> list[dict[str, Any]]:
+    """Give a row per value that was tried: its mean ACC, what it cost, whether it was chosen and lies at an end."""
+    rows = []
+    for label, own in selection.groupby("strategy", sort=False):
+        values = list(dict.fromkeys(own["value"]))
+        for value in values:
+            its = own[own["value"] == value]
+            acc = percent(its["ACC"].mean(skipna=False), np.nan, np.nan)
+            row = {"strategy": label, "value": value, "ACC": acc, "seconds": f"{its['seconds'].sum():.0f}"}
+            ends = bool(its["chosen"].all()) and value in (values[0], values[-1])
+            rows.append(row | {"chosen": bool(its["chosen"].all()), "end": ends})
+    return rows

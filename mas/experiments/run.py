@@ -1,4 +1,4 @@
-"""The main job: cells that are not done yet are trained, then the report is made."""
+"""The main job: cells that are not done yet are trained; those first that choose settings."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from mas.experiments.cell import run_cell
-from mas.experiments.cells import Cell, expand
+from mas.experiments.cells import Cell, expand, tries_of
 from mas.experiments.config import Forgetting, resolved
 from mas.experiments.errors import UserError
+from mas.experiments.results import Results, choices, read_results, read_tries, settled
 from mas.experiments.store import Store
 
 Announce = Callable[[Cell, dict[str, Any]], None]
@@ -24,7 +25,7 @@ Announce = Callable[[Cell, dict[str, Any]], None]
 class Outcome:
     """What a run came to."""
 
-    records: list[dict[str, Any]]
+    results: Results
     kept: int  # cells that were finished before
     failed: list[str] = field(default_factory=list)  # one line for each cell that broke
 
@@ -32,7 +33,7 @@ class Outcome:
 def run_experiment(
     config: Forgetting, folder: Path, workers: int | None = None, announce: Announce = lambda cell, result: None
 ) -> Outcome:
-    """Train every cell of a config that ``folder`` does not hold yet.
+    """Train every cell of a config that ``folder`` does not hold yet: first those that choose settings.
 
     Args:
         config: from `load_config`.
@@ -45,30 +46,41 @@ def run_experiment(
     """
     if config.training.device == "cuda" and not torch.cuda.is_available():
         raise UserError("training.device: found 'cuda', but torch sees no GPU here; set training.device=cpu")
-    cells, store = expand(config), Store(folder)
-    store.claim(resolved(config), cells)
-    open_cells = [cell for cell in cells if store.finished(cell) is None]
-    outcome = Outcome([], kept=len(cells) - len(open_cells))
-    for cell, result in _train(open_cells, workers or default_workers()):
-        if isinstance(result, str):
-            outcome.failed.append(f"{cell.id}: {result}")
-            announce(cell, {"status": "failed"})
-            continue
-        store.save(cell, result)
-        announce(cell, result)
-    outcome.records = read_records(config, store)
-    return outcome
-
-
-def read_records(config: Forgetting, store: Store) -> list[dict[str, Any]]:
-    """Give what the finished cells of a config gave, in the config's order."""
-    cells = sorted(expand(config), key=lambda cell: config.labels().index(cell.label))
-    return [record for cell in cells if (record := store.finished(cell))]
+    store, workers = Store(folder), workers or default_workers()
+    tries = [cell for own in tries_of(config).values() for _, cells in own for cell in cells]
+    before = [*tries, *_to_report(config, store)]
+    store.claim(resolved(config), before)
+    kept = sum(store.finished(cell) is not None for cell in before)
+    failed = _train_all(tries, store, workers, announce)
+    cells = _to_report(config, store)
+    store.refuse_others(cells)
+    failed += _train_all(cells, store, workers, announce)
+    results = read_results(config, store)
+    if not failed:
+        failed = [f"{x}: every value tried diverged; give others" for x in results.tries if x not in results.chosen]
+    return Outcome(results, kept, failed)
 
 
 def default_workers() -> int:
     """Count the cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _to_report(config: Forgetting, store: Store) -> list[Cell]:
+    return settled(expand(config, choices(config, read_tries(config, store))))
+
+
+def _train_all(cells: list[Cell], store: Store, workers: int, announce: Announce) -> list[str]:
+    """Train and keep the cells that are not finished; give a line for each that broke."""
+    failed = []
+    for cell, result in _train([cell for cell in cells if store.finished(cell) is None], workers):
+        if isinstance(result, str):
+            failed.append(f"{cell.id}: {result}")
+            announce(cell, {"status": "failed"})
+            continue
+        store.save(cell, result)
+        announce(cell, result)
+    return failed
 
 
 def _train(cells: list[Cell], workers: int) -> Iterator[tuple[Cell, dict[str, Any] | str]]:

@@ -20,6 +20,8 @@ import yaml
 from mas.experiments.cells import Cell
 from mas.experiments.errors import UserError
 
+_KEPT = ("label", "seed", "settings", "status", "reason", "untrained", "accuracy", "tries", "seconds")
+
 
 class Store:
     """The folder of one run."""
@@ -41,8 +43,7 @@ class Store:
             raise UserError(
                 f"{self.folder}: holds other files and no config.yaml of a run; choose another folder with --output"
             )
-        for cell in cells:
-            self._refuse_other(cell)
+        self.refuse_others(cells)
         try:
             self.cells.mkdir(parents=True, exist_ok=True)
             self.write("config.yaml", yaml.safe_dump(config, sort_keys=False))
@@ -51,6 +52,21 @@ class Store:
             raise UserError(
                 f"{self.folder}: cannot be written: {error.strerror}; choose another folder with --output"
             ) from None
+
+    def refuse_others(self, cells: list[Cell]) -> None:
+        """Raise if a cell of the same name was run with other settings.
+
+        Raises:
+            UserError: with the first setting that differs.
+        """
+        for cell in cells:
+            before = self.finished(cell)
+            if before is not None and before["settings"] != cell.settings:
+                key, there, here = _first_difference(before["settings"], cell.settings)
+                raise UserError(
+                    f"{self.folder}: holds other results: {key} is {there} there and {here} here; "
+                    "choose another folder with --output, or delete this one"
+                )
 
     def finished(self, cell: Cell) -> dict[str, Any] | None:
         """Give what a cell gave, or None if it has not been run."""
@@ -77,15 +93,6 @@ class Store:
             Path(temporary).unlink(missing_ok=True)
             raise
 
-    def _refuse_other(self, cell: Cell) -> None:
-        before = self.finished(cell)
-        if before is not None and before["settings"] != cell.settings:
-            key, there, here = _first_difference(before["settings"], cell.settings)
-            raise UserError(
-                f"{self.folder}: holds other results: {key} is {there} there and {here} here; "
-                "choose another folder with --output, or delete this one"
-            )
-
 
 def environment() -> dict[str, Any]:
     """Say what the results were made with."""
@@ -106,10 +113,7 @@ def environment() -> dict[str, Any]:
 def _load(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            key: record[key]
-            for key in ("label", "seed", "settings", "status", "reason", "untrained", "accuracy", "seconds")
-        }
+        return {key: record[key] for key in _KEPT}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is damaged ({type(error).__name__}: {error}); delete it and run again") from None
 

@@ -1,17 +1,19 @@
-"""From cells to tables: every accuracy as a row, every score with its interval over seeds."""
+"""From cells to tables: every accuracy as a row, every score with its interval, every comparison with its test."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
+from mas.experiments.statistics import holm, mean_and_interval, paired_p
 from mas.forgetting import forgetting_scores
 
 RESULT_COLUMNS = ["label", "strategy", "seed", "trained_on", "tested_on", "accuracy"]
 SUMMARY_COLUMNS = ["strategy", "score", "mean", "ci_low", "ci_high", "n"]
+COMPARISON_COLUMNS = ["strategy", "against", "score", "difference", "ci_low", "ci_high", "n", "p", "p_holm"]
 BASELINE = "naive"
+CEILINGS = ("cumulative", "joint")  # in the order in which intransigence takes its reference from them
 
 Record = dict[str, Any]
 
@@ -33,9 +35,18 @@ def results_table(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def scores_table(records: Sequence[Record]) -> pd.DataFrame:
-    """Give the scores of every finished cell: a row per (label, seed), a column per score."""
+    """Give the scores of every finished cell: a row per (label, seed), a column per score.
+
+    The reference of intransigence is, seed by seed, cumulative training (all data up to i), or
+    where that was not run joint training (all data); `reference_of` says which.
+    """
+    reference = _references(records)
     rows = [
-        {"label": r["label"], "seed": r["seed"], **forgetting_scores(as_matrix(r), r["untrained"])}
+        {
+            "label": r["label"],
+            "seed": r["seed"],
+            **forgetting_scores(as_matrix(r), r["untrained"], reference.get(r["seed"])),
+        }
         for r in _finished(records)
     ]
     table = pd.DataFrame(rows, columns=["label", "seed", *forgetting_scores([[1.0]])])
@@ -43,39 +54,59 @@ def scores_table(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def summary_table(records: Sequence[Record]) -> pd.DataFrame:
-    """Give means over seeds with 95 % intervals: columns `SUMMARY_COLUMNS`, in the cells' order.
+    """Give means over seeds with 95 % bootstrap intervals: columns `SUMMARY_COLUMNS`, in the cells' order.
 
-    Intervals are Student's t over seeds; with one seed there is none (NaN). Where a strategy is
-    called "naive", two more scores compare with it, paired by seed: ``ACC_over_naive`` and
-    ``forgetting_below_naive``, both better the larger. ``diverged`` is the share of seeds that
-    did: those enter no other mean.
+    ``diverged`` is the share of seeds that did: those enter no other mean.
     """
     scores = scores_table(records)
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for label in dict.fromkeys(r["label"] for r in records):
-        own = (
-            scores.loc[label] if label in scores.index.get_level_values("label") else scores.iloc[:0].droplevel("label")
-        )
-        for score, values in own.items() if len(own) else ():
+        for score, values in _of(scores, label).items() if label in _labels(scores) else ():
             rows.append((label, score, *mean_and_interval(values)))
-        rows.extend((label, score, *mean_and_interval(values)) for score, values in _paired(scores, label, own))
         diverged = [r["status"] == "diverged" for r in records if r["label"] == label]
         rows.append((label, "diverged", float(np.mean(diverged)), np.nan, np.nan, len(diverged)))
     return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
 
 
-def mean_and_interval(values: Any) -> tuple[float, float, float, int]:
-    """Give mean, the ends of the 95 % interval (Student's t), and the number of values.
+def comparison_table(records: Sequence[Record]) -> pd.DataFrame:
+    """Compare every strategy with naive, and with the best: columns `COMPARISON_COLUMNS`.
 
-    >>> mean_and_interval([1.0])
-    (1.0, nan, nan, 1)
+    A difference is the strategy's score minus the other's, paired by seed, with its 95 % bootstrap
+    interval, the p-value of the paired t-test, and that value adjusted by Holm's method for the
+    number of strategies compared. The best has the highest mean ACC; ceilings (joint, cumulative),
+    which do not learn from a stream, cannot be it.
     """
-    x = np.asarray(values, dtype=np.float64)
-    x = x[~np.isnan(x)]
-    if len(x) < 2:
-        return (float(x.mean()) if len(x) else np.nan, np.nan, np.nan, len(x))
-    half = float(stats.t.ppf(0.975, len(x) - 1) * stats.sem(x))
-    return float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x)
+    scores = scores_table(records)
+    others = dict.fromkeys([BASELINE, best_label(records)])
+    tables = [_against(scores, str(other), score) for other in others for score in ("ACC", "forgetting")]
+    return _stacked([table for table in tables if len(table)])
+
+
+def compare_runs(a: Sequence[Record], b: Sequence[Record]) -> pd.DataFrame:
+    """Compare strategies of one name in two runs, b minus a, paired by seed: columns as of `comparison_table`.
+
+    ``against`` is empty; Holm's method adjusts for the number of strategies.
+    """
+    tables = []
+    first, second = scores_table(a), scores_table(b)
+    common = [label for label in _labels(first) if label in _labels(second)]
+    for score in ("ACC", "forgetting"):
+        rows = [(label, "", score, *_difference(_of(second, label), _of(first, label), score)) for label in common]
+        tables.append(_adjusted(rows))
+    return _stacked(tables)
+
+
+def best_label(records: Sequence[Record]) -> str | None:
+    """Give the strategy with the highest mean ACC, ceilings left out; None if nothing finished."""
+    streaming = [r for r in _finished(records) if r["settings"]["strategy"]["name"] not in CEILINGS]
+    means = scores_table(streaming)["ACC"].groupby("label", sort=False).mean()
+    return str(means.idxmax()) if len(means) else None
+
+
+def reference_of(records: Sequence[Record]) -> str | None:
+    """Say which strategy intransigence is measured against."""
+    names = {r["settings"]["strategy"]["name"] for r in _finished(records)}
+    return next((name for name in CEILINGS if name in names), None)
 
 
 def as_matrix(record: Record) -> np.ndarray:
@@ -87,10 +118,43 @@ def _finished(records: Sequence[Record]) -> list[Record]:
     return [r for r in records if r["status"] == "finished"]
 
 
-def _paired(scores: pd.DataFrame, label: str, own: pd.DataFrame) -> list[tuple[str, pd.Series]]:
-    if label == BASELINE or not len(own) or BASELINE not in scores.index.get_level_values("label"):
-        return []
-    base = scores.loc[BASELINE]
-    both = own.index.intersection(base.index)
-    gain = own.loc[both] - base.loc[both]
-    return [("ACC_over_naive", gain["ACC"]), ("forgetting_below_naive", -gain["forgetting"])]
+def _references(records: Sequence[Record]) -> dict[int, np.ndarray]:
+    """Give the accuracies a*_i by seed."""
+    name = reference_of(records)
+    ceilings = [r for r in _finished(records) if r["settings"]["strategy"]["name"] == name]
+    return {r["seed"]: as_matrix(r)[-1] if name == "joint" else as_matrix(r).diagonal() for r in ceilings}
+
+
+def _labels(scores: pd.DataFrame) -> list[str]:
+    return list(dict.fromkeys(scores.index.get_level_values("label")))
+
+
+def _of(scores: pd.DataFrame, label: str) -> pd.DataFrame:
+    return scores.xs(label, level="label")
+
+
+def _against(scores: pd.DataFrame, other: str, score: str) -> pd.DataFrame:
+    if other not in _labels(scores):
+        return _adjusted([])
+    rows = [
+        (label, other, score, *_difference(_of(scores, label), _of(scores, other), score))
+        for label in _labels(scores)
+        if label != other
+    ]
+    return _adjusted(rows)
+
+
+def _difference(own: pd.DataFrame, other: pd.DataFrame, score: str) -> tuple[Any, ...]:
+    """Give mean, interval, number of pairs and p of own − other."""
+    pairs = own.index.intersection(other.index)
+    gain = own.loc[pairs, score] - other.loc[pairs, score]
+    return (*mean_and_interval(gain), paired_p(gain))
+
+
+def _adjusted(rows: list[tuple[Any, ...]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=COMPARISON_COLUMNS[:-1])
+    return table.assign(p_holm=holm(table["p"]))
+
+
+def _stacked(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COMPARISON_COLUMNS)

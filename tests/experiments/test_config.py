@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import mas.strategies
+from mas.benchmarks import data_root
 from mas.experiments.cells import expand, stream_seed
 from mas.experiments.config import STRATEGY_MODELS, load_config, resolved
 from mas.experiments.errors import UserError
@@ -54,7 +55,7 @@ def test_cells_are_strategies_times_seeds(write):
     ]
     assert cells[2].settings["strategy"] == {
         **{"name": "ewc", "lam": 10000.0, "labels": "exact", "mode": "separate"},
-        **{"decay": 1.0, "reduction": "sample", "parameters": "all", "max_samples": None},
+        **{"decay": 1.0, "reduction": "sample", "parameters": "all", "data": "train", "max_samples": None},
     }
 
 
@@ -86,7 +87,7 @@ def test_defaults_are_written_out(write):
 )
 def test_a_strategys_yaml_keys_are_its_plugins_arguments(name):
     plugin = getattr(mas.strategies, f"{STRATEGIES[name].__name__}Plugin")
-    arguments = {*inspect.signature(plugin).parameters} - {"data"}  # an object, which YAML cannot hold
+    arguments = inspect.signature(plugin).parameters
     assert set(STRATEGY_MODELS[name].model_fields) == {"name", "label", *arguments}
     assert "lam" in arguments
 
@@ -140,6 +141,32 @@ def test_set_changes_values_anywhere(write):
             "scenario: domian",
             "c.yaml:2: benchmark.scenario: found 'domian', did you mean 'domain'?; allowed: task, domain, class",
         ),
+        (
+            "lam: 1.0",
+            "lam: {select: [1, -1]}",
+            "c.yaml:7: strategies[1].lam.select[1]: found -1; allowed: greater than or equal to 0",
+        ),
+        ("lam: 1.0", "lam: {select: [1, 1]}", "c.yaml:7: strategies[1].lam.select: found [1, 1]; allowed: values to"),
+        ("lam: 1.0", "lam: {select: [1]}", "c.yaml:7: strategies[1].lam.select: found [1]; allowed:"),
+        ("lam: 1.0", "lam: {select: continualy}", "c.yaml:7: strategies[1].lam.select: found 'continualy'; allowed:"),
+        ("lam: 1.0", "lam: {}", "c.yaml:7: strategies[1].lam.select: missing; allowed:"),
+        (
+            "lam: 1.0",
+            "lam: {select: continual, decay: 1}",
+            "c.yaml:7: strategies[1].lam.decay: found 1; allowed: less than 1",
+        ),
+        (
+            "lam: 1.0",
+            "norm: {select: continual}",
+            "c.yaml:7: strategies[1].norm.select: found 'continual'; allowed: a valid list",
+        ),
+        ("lam: 1.0", "data: tset", "c.yaml:7: strategies[1].data: found 'tset', did you mean 'test'?; allowed: train"),
+        (
+            "seeds: 2",
+            "seeds: 2\nselection: {seed: [5]}",
+            "c.yaml:10: selection.seed: unknown key, did you mean 'seeds'?; allowed: seeds, validation",
+        ),
+        ("seeds: 2", "seeds: 2\nselection: {validation: 1}", "c.yaml:10: selection.validation: found 1; allowed: less"),
         ("lam: 1.0", "lam: -1.0", "c.yaml:7: strategies[1].lam: found -1.0; allowed: greater than or equal to 0"),
         ("lam: 1.0", "lam: strong", "c.yaml:7: strategies[1].lam: found 'strong'; allowed: a valid number"),
         ("lam: 1.0", "lam: .nan", "c.yaml:7: strategies[1].lam: found nan; allowed: "),
@@ -204,6 +231,30 @@ def test_every_mistake_gets_one_clear_line(write, old, new, expected):
     found = complaints(write(GOOD.replace(old, new, 1)))
     assert len(found) == 1
     assert found[0].startswith(expected)
+
+
+def test_a_misspelt_select_is_said(write):
+    found = complaints(write(GOOD.replace("lam: 1.0", "lam: {selct: [1, 2]}")))
+    assert "c.yaml:7: strategies[1].lam.selct: unknown key, did you mean 'select'?; allowed: select, start" in found[1]
+
+
+def test_seeds_that_choose_are_not_those_that_report(write):
+    text = GOOD.replace("lam: 1.0", "lam: {select: [1, 2]}")
+    with pytest.raises(UserError, match=r"selection.seeds: found 1, for which results are reported"):
+        load_config(write(text), ["selection.seeds=[1, 7]"])
+    with pytest.raises(UserError, match=r"benchmark.validation: strategies\[1\] holds out data by selection"):
+        load_config(write(text), ["benchmark.validation=0.1"])
+    assert load_config(write(text)).strategies[1].lam.select == [1, 2]
+
+
+def test_data_root_of_the_command_line_comes_first(write, monkeypatch, tmp_path):
+    monkeypatch.setenv("MAS_DATA", "/elsewhere")
+    load_config(write(GOOD))
+    assert data_root() == Path("/elsewhere")
+    load_config(write(GOOD), ["data_root=/in_config"])
+    assert data_root() == Path("/in_config")
+    load_config(write(GOOD), ["data_root=/in_config"], tmp_path)
+    assert data_root() == tmp_path
 
 
 def test_1e_3_is_a_number(write):

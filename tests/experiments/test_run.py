@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import statistics
 
 import numpy as np
 import pandas as pd
@@ -23,9 +22,18 @@ from mas.experiments.config import load_config, resolved
 from mas.experiments.errors import UserError
 from mas.experiments.models import MultiHead, build_model
 from mas.experiments.report import draw_figures, table_rows, write_report
-from mas.experiments.run import default_workers, read_records, run_experiment
+from mas.experiments.results import Results, read_results
+from mas.experiments.run import default_workers, run_experiment
+from mas.experiments.statistics import mean_and_interval
 from mas.experiments.store import Store
-from mas.experiments.summary import mean_and_interval, results_table, summary_table
+from mas.experiments.summary import (
+    best_label,
+    comparison_table,
+    reference_of,
+    results_table,
+    scores_table,
+    summary_table,
+)
 
 TEXT = """\
 experiment: forgetting
@@ -58,7 +66,7 @@ def finished(config, tmp_path_factory):
     """A finished run, made once by this process."""
     folder = tmp_path_factory.mktemp("runs") / "small"
     outcome = run_experiment(config, folder, workers=1)
-    write_report(Store(folder), resolved(config), outcome.records)
+    write_report(Store(folder), resolved(config), outcome.results)
     return folder, outcome
 
 
@@ -153,7 +161,7 @@ def test_a_cell_runs_on_one_thread_and_leaves_the_count_as_it_was(config, monkey
 @pytest.mark.slow
 def test_law_9_one_worker_or_two(config, finished, tmp_path):
     other = run_experiment(config, tmp_path / "two", workers=2)
-    assert [without_time(r) for r in other.records] == [without_time(r) for r in finished[1].records]
+    assert [without_time(r) for r in other.results.records] == [without_time(r) for r in finished[1].results.records]
 
 
 # Law 8 at the size of a cell, and running again.
@@ -164,7 +172,7 @@ def test_a_second_run_redoes_nothing(config, finished, monkeypatch):
     monkeypatch.setattr("mas.experiments.run.run_cell", lambda cell: pytest.fail("ran again"))
     again = run_experiment(config, folder, workers=1)
     assert again.kept == 8
-    assert again.records == before.records
+    assert again.results == before.results
 
 
 def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(config, finished, tmp_path, monkeypatch):
@@ -184,7 +192,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(config, finished, t
     monkeypatch.setattr("mas.experiments.run.run_cell", real)
     outcome = run_experiment(config, folder, workers=1)
     assert outcome.kept == 3
-    assert [without_time(r) for r in outcome.records] == [without_time(r) for r in finished[1].records]
+    assert [without_time(r) for r in outcome.results.records] == [without_time(r) for r in finished[1].results.records]
 
 
 def test_more_seeds_or_strategies_keep_what_is_there(config_file, finished, tmp_path, monkeypatch):
@@ -202,7 +210,7 @@ def test_more_seeds_or_strategies_keep_what_is_there(config_file, finished, tmp_
 
 def fake(cell, accuracy=0.5, status="finished"):
     row = [accuracy] * 2
-    return {"status": status, "reason": None, "untrained": row, "accuracy": [row, row], "seconds": 0.0}
+    return {"status": status, "reason": None, "untrained": row, "accuracy": [row, row], "tries": [], "seconds": 0.0}
 
 
 def test_an_error_in_one_cell_does_not_stop_the_others(config, tmp_path, monkeypatch):
@@ -214,7 +222,7 @@ def test_an_error_in_one_cell_does_not_stop_the_others(config, tmp_path, monkeyp
     monkeypatch.setattr("mas.experiments.run.run_cell", breaks)
     outcome = run_experiment(config, tmp_path / "r", workers=1)
     assert outcome.failed == ["mas-seed1: ZeroDivisionError: oh"]
-    assert len(outcome.records) == 7
+    assert len(outcome.results.records) == 7
     assert not (tmp_path / "r" / "cells" / "mas-seed1.json").exists()
 
 
@@ -305,7 +313,14 @@ def records(accuracies, label="naive", diverged=()):
     made = []
     for seed, accuracy in enumerate(accuracies):
         r = [[accuracy, 0.25], [accuracy / 2, 0.75]]
-        common = {"label": label, "seed": seed, "settings": settings, "untrained": [0.5, 0.5], "seconds": 1.0}
+        common = {
+            "label": label,
+            "seed": seed,
+            "settings": settings,
+            "untrained": [0.5, 0.5],
+            "seconds": 1.0,
+            "tries": [],
+        }
         status = "diverged" if seed in diverged else "finished"
         made.append({**common, "accuracy": r, "status": status, "reason": "loss is nan" if seed in diverged else None})
     return made
@@ -318,52 +333,74 @@ def test_law_11_diverged_cells_enter_no_mean_and_are_shown():
     assert acc["n"] == 2
     row = summary[summary.score == "diverged"].iloc[0]
     assert (row["mean"], row["n"]) == (pytest.approx(1 / 3), 3)
-    assert table_rows(summary)[0][1]["diverged"] == "1 of 3"
+    assert table_rows(summary, comparison_table([]))[0][1]["diverged"] == "1 of 3"
     assert results_table(records([0.5, 0.7, 0.9], diverged={2})).seed.unique().tolist() == [0, 1]
 
 
 def test_law_11_where_every_seed_diverged_there_is_no_number(tmp_path):
     given = [*records([0.5, 0.6]), *records([0.5, 0.6], "mas", diverged={0, 1})]
-    summary = write_report(Store(tmp_path / "r"), {"x": 1}, given)
-    assert summary[summary.strategy == "mas"].score.tolist() == ["diverged"]
+    rows = dict(write_report(Store(tmp_path / "r"), {"x": 1}, Results(given, {}, {})))
+    assert rows["mas"] == {"diverged": "2 of 2"}
     page = (tmp_path / "r" / "report.html").read_text()
     assert "2 of 2" in page
     assert "mas, seed 1: loss is nan" in page
     assert not (tmp_path / "r" / "figures" / "matrix_mas.png").exists()
-    everything = write_report(Store(tmp_path / "s"), {"x": 1}, records([0.5], diverged={0}))
-    assert everything.score.tolist() == ["diverged"]
+    everything = write_report(Store(tmp_path / "s"), {"x": 1}, Results(records([0.5], diverged={0}), {}, {}))
+    assert everything == [("naive", {"diverged": "1 of 1"})]
 
 
 # Statistics and tables.
 
 
-def test_interval_is_students_t():
-    values = [0.5, 0.7, 0.9, 0.6]
-    half = stats.t.ppf(0.975, 3) * statistics.stdev(values) / 2
-    mean = statistics.mean(values)
-    assert mean_and_interval(values) == pytest.approx((mean, mean - half, mean + half, 4))
-    assert np.isnan(mean_and_interval([])[0])
-    assert mean_and_interval([np.nan, 0.5])[::3] == (0.5, 1)
-
-
-def test_differences_from_naive_are_paired_by_seed():
+def test_differences_are_paired_by_seed():
     """Seeds differ by far more than strategies do; only a paired difference sees it."""
     naive, better = records([0.2, 0.6, 1.0]), records([0.24, 0.62, 1.06], "mas")
-    summary = summary_table([*naive, *better[::-1]]).set_index(["strategy", "score"])
-    gain = summary.loc["mas", "ACC_over_naive"]
+    table = comparison_table([*naive, *better[::-1]]).set_index(["strategy", "against", "score"])
+    gain = table.loc["mas", "naive", "ACC"]
     differences = [0.01, 0.005, 0.015]  # half of half of what the first column gains
-    assert tuple(gain[["mean", "ci_low", "ci_high", "n"]]) == pytest.approx(mean_and_interval(differences))
-    assert gain.ci_low < 0.01 < gain.ci_high
-    forgets = summary.loc["mas", "forgetting_below_naive"]
-    assert forgets["mean"] == pytest.approx(-statistics.mean([0.02, 0.01, 0.03]))
-    assert ("naive", "ACC_over_naive") not in summary.index
+    assert tuple(gain[["difference", "ci_low", "ci_high", "n"]]) == pytest.approx(mean_and_interval(differences))
+    assert gain["p"] == pytest.approx(stats.ttest_rel(differences, [0, 0, 0]).pvalue)
+    assert table.loc[("mas", "naive", "forgetting"), "difference"] == pytest.approx(0.02)
+    assert table.loc[("naive", "mas", "ACC"), "difference"] == pytest.approx(-0.01)  # mas is the best
+    assert len(table) == 4
 
 
 def test_only_seeds_that_both_have_are_compared():
-    summary = summary_table([*records([0.2, 0.6, 1.0], diverged={0}), *records([0.4, 0.8, 1.0], "mas", diverged={2})])
-    gain = summary.set_index(["strategy", "score"]).loc["mas", "ACC_over_naive"]
+    table = comparison_table([*records([0.2, 0.6, 1.0], diverged={0}), *records([0.4, 0.8, 1.0], "mas", diverged={2})])
+    gain = table.set_index(["strategy", "against", "score"]).loc["mas", "naive", "ACC"]
     assert gain["n"] == 1
-    assert gain["mean"] == pytest.approx((0.8 - 0.6) / 4)
+    assert gain["difference"] == pytest.approx((0.8 - 0.6) / 4)
+    assert np.isnan(gain["p"])
+
+
+def test_holm_adjusts_for_the_strategies_compared():
+    draw = np.random.default_rng(0)
+    level = {"naive": 0.5, "mas": 0.6, "ewc": 0.7}
+    table = comparison_table([r for k in level for r in records(level[k] + 0.05 * draw.random(6), k)])
+    own = table[(table.against == "naive") & (table.score == "ACC")].set_index("strategy")
+    low, high = sorted(own["p"])
+    assert sorted(own["p_holm"]) == pytest.approx(sorted([2 * low, max(high, 2 * low)]))
+
+
+def test_the_best_is_no_ceiling():
+    given = [*records([0.4, 0.5]), *records([0.6, 0.7], "mas"), *records([0.8, 0.9], "joint")]
+    assert best_label(given) == "mas"
+    assert best_label(records([0.4], diverged={0})) is None
+    assert set(comparison_table(given).against) == {"naive", "mas"}
+
+
+def test_intransigence_is_against_the_ceiling_of_the_same_seed():
+    naive, joint = records([0.4, 0.6]), records([0.8, 1.0], "joint")
+    for r in joint:
+        r["accuracy"][0] = [None, None]
+    table = scores_table([*naive, *joint])["intransigence"]
+    assert reference_of([*naive, *joint]) == "joint"
+    assert table["naive"].tolist() == pytest.approx([(0.4 - 0.4 + 0.75 - 0.75) / 2, (0.5 - 0.6) / 2])
+    cumulative = records([0.7, 0.9], "cumulative")
+    assert reference_of([*naive, *joint, *cumulative]) == "cumulative"
+    table = scores_table([*naive, *joint, *cumulative])["intransigence"]
+    assert table["naive"].tolist() == pytest.approx([0.3 / 2, 0.3 / 2])
+    assert np.isnan(scores_table(naive)["intransigence"]).all()
 
 
 # What a run writes.
@@ -377,7 +414,7 @@ def test_results_csv_has_a_row_per_accuracy(config, finished):
     # per seed: three strategies with 2 experiences and the untrained network, joint with one row less
     assert len(rows) == 2 * (3 * 6 + 4)
     for row in rows:
-        record = next(r for r in outcome.records if (r["label"], str(r["seed"])) == (row["label"], row["seed"]))
+        record = next(r for r in outcome.results.records if (r["label"], str(r["seed"])) == (row["label"], row["seed"]))
         t, i = int(row["trained_on"]), int(row["tested_on"])
         source = record["untrained"] if t == -1 else record["accuracy"][t]
         assert float(row["accuracy"]) == source[i]
@@ -458,7 +495,7 @@ def test_the_report_is_made_anew_from_the_cells_alone(config, finished):
     for name in names:
         (folder / name).unlink()
     (folder / "figures" / "matrix_old.png").write_bytes(b"")
-    write_report(Store(folder), resolved(config), read_records(config, Store(folder)))
+    write_report(Store(folder), resolved(config), read_results(config, Store(folder)))
     assert {name: (folder / name).read_bytes() for name in names} == before
     assert not (folder / "figures" / "matrix_old.png").exists()
 
