@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := mas strategies benchmarks tests
 
-.PHONY: demo test lint check-fast bench clean
+.PHONY: demo test lint check-fast bench results clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mas run configs/split_digits.yaml
@@ -24,6 +24,10 @@ check-fast: $(VENV)/.installed-dev
 # The speed table: docs/benchmarks.json and docs/benchmarks.md. Leave the machine alone meanwhile.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -W ignore -m tests.bench
+
+# docs/results.md, from the tables under docs/results.
+results: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.results
 
 # An install is repeated only when what it depends on has changed.
 $(VENV)/.installed: setup.cfg pyproject.toml

@@ -1,8 +1,8 @@
 """Labelled images in memory, given out a whole batch at a time, as data sets of Avalanche.
 
 A data loader asks Avalanche's data sets for one sample after another, which costs more than the
-training step of a small network. Here a sample is a promise, and the collate function, which
-Avalanche's loaders, replay buffers and strategies all carry along, redeems a batch of them at once.
+training step of a small network. Here a sample is a promise, and the collate function, torch's own or
+that which Avalanche's loaders, replay buffers and strategies carry along, redeems a batch of them at once.
 """
 
 from collections import defaultdict
@@ -16,6 +16,7 @@ from avalanche.benchmarks.utils.classification_dataset import TaskAwareSupervise
 from avalanche.benchmarks.utils.flat_data import ConstantSequence
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
+from torch.utils.data._utils.collate import default_collate_fn_map  # where its documentation says to extend it
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -155,6 +156,14 @@ def collate(samples: Sequence[Any]) -> list[Any]:
     return _put_back(batches, [torch.tensor(own) for own in places.values()])
 
 
+def _collate_samples(samples: Sequence[Any], *, collate_fn_map: Any = None) -> list[Any]:
+    return collate(samples)
+
+
+# torch's own collate function knows samples too: Avalanche uses it where experiences have no task labels.
+default_collate_fn_map[Sample] = _collate_samples
+
+
 def _put_back(parts: Sequence[Sequence[Tensor]], places: Sequence[Tensor]) -> list[Tensor]:
     """Join parts of a batch, each row where it belongs."""
     if len(parts) == 1:
@@ -173,6 +182,20 @@ def as_dataset(images: Images, task_label: int = 0) -> BatchedDataset:
         ],
         collate_fn=collate,
     )
+
+
+def keep_on_device(benchmark: Any, device: torch.device | str, free: int) -> None:
+    """Move the images of a benchmark's streams to a device, if they take at most half of its ``free`` bytes.
+
+    Batches are then made where they are used. Images that experiences share stay shared.
+    """
+    flats = [e.dataset._flat_data for stream in benchmark.streams.values() for e in stream]
+    pixels = {id(i.pixels): i.pixels for flat in flats for i in flat._datasets}
+    if sum(p.nbytes for p in pixels.values()) > free / 2:
+        return
+    moved = {key: p.to(device) for key, p in pixels.items()}
+    for flat in flats:
+        flat._datasets = [replace(i, pixels=moved[id(i.pixels)]).to(device) for i in flat._datasets]
 
 
 def channel_statistics(images: Images) -> tuple[Tensor, Tensor]:

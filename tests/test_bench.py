@@ -36,6 +36,7 @@ def test_a_quick_run_fills_every_table(tmp_path):
             assert row["error"] < 1e-5
             assert row["share"] == pytest.approx(1.0, rel=1e-5)
     assert {row["tasks"] for row in results["step"]["cpu"]} == {1, 3}
+    assert [row["way"] for row in results["data"]["cpu"]][:2] == ["bare loop", "here"]
     assert all(row["mb"] >= 0 for row in results["memory"]["cpu"])
 
 

@@ -1,8 +1,6 @@
 """Streams hold the classes, labels and images they should, each once, whatever the seed."""
 
-import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from sklearn.datasets import load_digits
 
 from mas.benchmarks import DataError, digits, instances, load_dataset, permuted, rotated, sequence, split
 from mas.benchmarks.datasets import _load
+from tests.data import REAL, make_folder, real
 
 
 def content(stream):
@@ -224,16 +223,6 @@ def test_sequence_gives_each_data_set_its_own_task(tmp_path, monkeypatch):
         sequence(["digits", {"name": "image_folder", "path": "pets", "size": 10}])
 
 
-def make_folder(path, classes, apart=True, size=(9, 7), shade=0):
-    """Make an image tree in which each image has one colour: its class in red, its number in green."""
-    for part in ("train", "test") if apart else ("",):
-        for label, (name, count) in enumerate(sorted(classes.items())):
-            (path / part / name).mkdir(parents=True)
-            for i in range(count):
-                Image.new("RGB", size, (40 * label, i + shade, 200)).save(path / part / name / f"{i:03}.png")
-    return path
-
-
 class TestImageFolder:
     @pytest.fixture(autouse=True)
     def _root(self, tmp_path, monkeypatch):
@@ -323,10 +312,6 @@ class TestImageFolder:
         with pytest.raises(DataError, match=message) as error:
             self.load(path="a")
         assert len(str(error.value).splitlines()) == 1
-
-
-REAL = Path(os.environ.get("MAS_TEST_DATA", Path(__file__).parents[2] / "shared/data"))
-real = pytest.mark.skipif(not (REAL / "MNIST").exists(), reason=f"no data sets in {REAL}; set MAS_TEST_DATA")
 
 
 @real

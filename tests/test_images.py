@@ -5,8 +5,17 @@ import torch
 from avalanche.benchmarks.utils import AvalancheDataset, concat_datasets
 from torch.utils.data import DataLoader
 
-from mas.benchmarks import Images, as_dataset
-from mas.benchmarks.images import AUGMENTATIONS, BatchedDataset, channel_statistics, collate, crop, flip
+from mas.benchmarks import Images, as_dataset, split
+from mas.benchmarks.images import (
+    AUGMENTATIONS,
+    BatchedDataset,
+    Sample,
+    channel_statistics,
+    collate,
+    crop,
+    flip,
+    keep_on_device,
+)
 
 
 def images(n=10, channels=2, **options):
@@ -40,7 +49,7 @@ DATA = {
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_a_batch_is_its_samples(name):
+def test_a_batch_is_its_samples(name, monkeypatch):
     data = DATA[name]().eval()
     expected = one_by_one(data)
     assert_equal(data.batch(range(len(data))), expected)
@@ -49,7 +58,9 @@ def test_a_batch_is_its_samples(name):
     order = torch.randperm(len(data)).tolist()
     (shuffled,) = DataLoader(data, sampler=order, batch_size=len(data), collate_fn=data.collate_fn)
     assert_equal(shuffled, [part[order] for part in expected])
-    (default,) = DataLoader(data, len(data))  # torch's own collate function
+    with monkeypatch.context() as patch:
+        patch.setattr(Sample, "_made", lambda self: pytest.fail("asked for one sample"))
+        (default,) = DataLoader(data, len(data))  # torch's own collate function
     assert_equal(default, expected)
     assert list(data.targets) == expected[1].tolist()
 
@@ -136,3 +147,19 @@ def test_it_stays_itself_under_avalanches_operations():
         assert isinstance(other, BatchedDataset)
         assert isinstance(other, AvalancheDataset)
         assert other.collate_fn is collate
+
+
+def test_images_are_kept_on_the_device_where_they_fit():
+    """The meta device stands for one with memory of its own."""
+    benchmark = split("digits", 3)
+    datasets = [e.dataset for stream in benchmark.streams.values() for e in stream]
+    own = {id(p): p.nbytes for d in datasets for p in [d._flat_data._datasets[0].pixels]}
+    size = sum(own.values())
+    keep_on_device(benchmark, "meta", 2 * size - 1)
+    assert {d._flat_data._datasets[0].pixels.device.type for d in datasets} == {"cpu"}
+    keep_on_device(benchmark, "meta", 2 * size)
+    found = [d._flat_data._datasets[0] for d in datasets]
+    assert {image.pixels.device.type for image in found} == {"meta"}
+    assert {image.scale[0].device.type for image in found} == {"meta"}
+    assert len({id(image.pixels) for image in found}) == len(own)
+    assert {image.labels.device.type for image in found} == {"cpu"}

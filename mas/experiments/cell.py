@@ -11,6 +11,7 @@ from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from torch import Tensor, nn
 
 from mas.benchmarks import STREAMS
+from mas.benchmarks.images import keep_on_device
 from mas.experiments.cells import Cell, stream_seed
 from mas.experiments.errors import DivergedError
 from mas.experiments.models import model_for
@@ -66,11 +67,15 @@ def _train(cell: Cell) -> dict[str, Any]:
 
 def _benchmark(cell: Cell, **changes: Any) -> Any:
     options = cell.settings["benchmark"] | changes
-    return STREAMS[options.pop("stream")](**options, seed=stream_seed(cell.seed, "stream"))
+    benchmark = STREAMS[options.pop("stream")](**options, seed=stream_seed(cell.seed, "stream"))
+    if cell.settings["training"]["device"] == "cuda":
+        keep_on_device(benchmark, "cuda", torch.cuda.mem_get_info()[0])
+    return benchmark
 
 
 def _learn(strategy: Any, experiences: Any, cell: Cell) -> None:
-    strategy.train(experiences, reset_optimizer_state=cell.settings["training"]["reset_optimizer"])
+    reset = cell.settings["training"]["reset_optimizer"]
+    strategy.train(experiences, reset_optimizer_state=reset, pin_memory=False)  # images may lie on the GPU
     for name, parameter in strategy.model.named_parameters():
         if not torch.isfinite(parameter).all():
             at = strategy.clock.train_exp_counter - 1
@@ -96,25 +101,31 @@ def _tuner(cell: Cell) -> Callable[[Any, int], list[Any]]:
 
 def build_strategy(cell: Cell, benchmark: Any) -> Any:
     """Build an Avalanche strategy with the cell's model, optimizer and random streams."""
-    training, options = cell.settings["training"], dict(cell.settings["strategy"])
+    options = dict(cell.settings["strategy"])
     if settings := continual_option(options):
         options["lam"] = settings["start"]
     model = model_for(benchmark, cell.settings["model"], stream_seed(cell.seed, "initialisation"))
-    strategy = STRATEGIES[options.pop("name")](
-        model=model,
-        optimizer=_optimizer(model, training),
-        train_mb_size=training["batch_size"],
-        train_epochs=training["epochs"],
-        eval_mb_size=_EVAL_BATCH,
-        device=training["device"],
-        plugins=[_RandomStreams(cell.seed), _Guard()],
-        evaluator=_silent(),
-        **options,
-    )
+    strategy = plain_strategy(STRATEGIES[options.pop("name")], model, cell.settings["training"], cell.seed, **options)
     for plugin in strategy.plugins:
         if isinstance(plugin, ImportancePlugin):
             plugin.generator.manual_seed(stream_seed(cell.seed, "importance"))
     return strategy
+
+
+def plain_strategy(kind: Any, model: nn.Module, training: dict[str, Any], seed: int, **options: Any) -> Any:
+    """Build a strategy, ours or Avalanche's, from the config's ``training``; it logs nothing and is guarded."""
+    return kind(
+        model=model,
+        optimizer=_optimizer(model, training),
+        criterion=nn.CrossEntropyLoss(),
+        train_mb_size=training["batch_size"],
+        train_epochs=training["epochs"],
+        eval_mb_size=_EVAL_BATCH,
+        device=training["device"],
+        plugins=[_RandomStreams(seed), _Guard()],
+        evaluator=_silent(),
+        **options,
+    )
 
 
 def _optimizer(model: nn.Module, training: dict[str, Any]) -> torch.optim.Optimizer:
@@ -143,7 +154,7 @@ def _test(strategy: Any, stream: Any) -> list[float]:
     accuracies = next(p for p in strategy.plugins if isinstance(p, _Accuracies))
     accuracies.found = []
     with measuring(strategy.model):
-        strategy.eval(stream)
+        strategy.eval(stream, pin_memory=False)
     return accuracies.found
 
 

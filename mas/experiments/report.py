@@ -44,6 +44,7 @@ HEADINGS = {
     "FWT": "FWT",
     "learning": "learning acc.",
     "intransigence": "intransigence",
+    "seconds": "seconds",
 }
 
 
@@ -82,7 +83,9 @@ def table_rows(summary: pd.DataFrame, comparisons: pd.DataFrame) -> list[Row]:
     rows: list[Row] = []
     for label, own in summary.groupby("strategy", sort=False):
         scores = own.set_index("score")
-        cells = {s: percent(*scores.loc[s, ["mean", "ci_low", "ci_high"]]) for s in HEADINGS if s in scores.index}
+        shares = [score for score in HEADINGS if score in scores.index and score != "seconds"]
+        cells = {score: percent(*scores.loc[score, ["mean", "ci_low", "ci_high"]]) for score in shares}
+        cells["seconds"] = f"{scores.loc['seconds', 'mean']:.1f}"
         cells |= _differences(comparisons[comparisons.strategy == label])
         share, seeds = scores.loc["diverged", "mean"], scores.loc["diverged", "n"]
         cells["diverged"] = f"{round(share * seeds)} of {seeds}" if share else ""

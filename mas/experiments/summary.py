@@ -56,14 +56,17 @@ def scores_table(records: Sequence[Record]) -> pd.DataFrame:
 def summary_table(records: Sequence[Record]) -> pd.DataFrame:
     """Give means over seeds with 95 % bootstrap intervals: columns `SUMMARY_COLUMNS`, in the cells' order.
 
-    ``diverged`` is the share of seeds that did: those enter no other mean.
+    ``seconds`` is what a cell took. ``diverged`` is the share of seeds that did: those enter no mean
+    of a score.
     """
     scores = scores_table(records)
     rows: list[tuple[Any, ...]] = []
     for label in dict.fromkeys(r["label"] for r in records):
         for score, values in _of(scores, label).items() if label in _labels(scores) else ():
             rows.append((label, score, *mean_and_interval(values)))
-        diverged = [r["status"] == "diverged" for r in records if r["label"] == label]
+        own = [r for r in records if r["label"] == label]
+        rows.append((label, "seconds", *mean_and_interval([r["seconds"] for r in own])))
+        diverged = [r["status"] == "diverged" for r in own]
         rows.append((label, "diverged", float(np.mean(diverged)), np.nan, np.nan, len(diverged)))
     return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
 

@@ -1,6 +1,6 @@
 """Measure the speed table, and write it as JSON and as a page.
 
-Usage: python -m tests.bench [--quick] [--repeats N] [--out DIRECTORY] [--page-only]
+Usage: python -m tests.bench [--quick] [--repeats N] [--out DIRECTORY] [--only [TABLE ...]]
 """
 
 import argparse
@@ -8,43 +8,60 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.bench import importance, memory, step
+from tests.bench import data, importance, memory, step
 from tests.bench.page import page
 from tests.bench.workloads import QUICK, STEPS, WORKLOADS
+
+TABLES = ("importance", "step", "data", "memory")
+DATA = "MLP 784-400-400-10"
+Table = Callable[[str], Iterable[dict[str, Any]]]
 
 
 def main() -> None:
     """Measure, write, and print the page."""
     options = _options()
-    if not options.page_only:
+    file = options.out / "benchmarks.json"
+    if options.only != []:
         torch.set_num_threads(1)
-        results = measure(options.quick, options.repeats)
+        known = json.loads(file.read_text()) if options.only else {}
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "benchmarks.json").write_text(json.dumps(results, indent=1) + "\n")
-    text = page(json.loads((options.out / "benchmarks.json").read_text()))
+        results = known | measure(options.quick, options.repeats, options.only or TABLES)
+        file.write_text(json.dumps(results, indent=1) + "\n")
+    text = page(json.loads(file.read_text()))
     (options.out / "benchmarks.md").write_text(text)
     sys.stdout.write(text)
 
 
-def measure(quick: bool, repeats: int) -> dict[str, Any]:
-    """Give every table by device; the plain passes of a table are timed in the same run."""
-    workloads = QUICK if quick else WORKLOADS
-    steps, tasks = (QUICK, (1, 3)) if quick else (STEPS, (1, 5, 10, 20))
-    cases, batches = (list(QUICK)[:1], (2, 4)) if quick else (list(WORKLOADS)[:3], (16, 64, 128))
+def measure(quick: bool, repeats: int, only: Sequence[str] = TABLES) -> dict[str, Any]:
+    """Give tables by name and device; the plain passes of a table are timed in the same run."""
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    make = _quick(repeats) if quick else _whole(repeats)
+    told = {"command": "make bench", "machine": machine(), "repeats": repeats}
+    return told | {table: {d: list(make[table](d)) for d in devices} for table in only}
+
+
+def _whole(repeats: int) -> dict[str, Table]:
     return {
-        "command": "make bench",
-        "machine": machine(),
-        "repeats": repeats,
-        "importance": {d: list(importance.measure(workloads, repeats, d)) for d in devices},
-        "step": {d: list(step.measure(steps, tasks, repeats, d)) for d in devices},
-        "memory": {d: list(memory.measure(cases, batches, d)) for d in devices},
+        "importance": lambda d: importance.measure(WORKLOADS, repeats, d),
+        "step": lambda d: step.measure(STEPS, (1, 5, 10, 20), repeats, d),
+        "data": lambda d: data.measure(DATA, STEPS[DATA], 12_000, repeats, d),
+        "memory": lambda d: memory.measure(list(WORKLOADS)[:3], (16, 64, 128), d),
+    }
+
+
+def _quick(repeats: int) -> dict[str, Table]:
+    return {
+        "importance": lambda d: importance.measure(QUICK, repeats, d),
+        "step": lambda d: step.measure(QUICK, (1, 3), repeats, d),
+        "data": lambda d: data.measure(DATA, STEPS[DATA], 256, repeats, d),
+        "memory": lambda d: memory.measure(list(QUICK)[:1], (2, 4), d),
     }
 
 
@@ -62,7 +79,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny models, to see that it works")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each timing (5)")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="where the JSON and the page go (docs)")
-    parser.add_argument("--page-only", action="store_true", help="make the page anew from the JSON")
+    parser.add_argument("--only", nargs="*", choices=TABLES, help="measure these tables alone; none: only the page")
     return parser.parse_args()
 
 

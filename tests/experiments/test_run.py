@@ -340,13 +340,13 @@ def test_law_11_diverged_cells_enter_no_mean_and_are_shown():
 def test_law_11_where_every_seed_diverged_there_is_no_number(tmp_path):
     given = [*records([0.5, 0.6]), *records([0.5, 0.6], "mas", diverged={0, 1})]
     rows = dict(write_report(Store(tmp_path / "r"), {"x": 1}, Results(given, {}, {})))
-    assert rows["mas"] == {"diverged": "2 of 2"}
+    assert rows["mas"] == {"seconds": "1.0", "diverged": "2 of 2"}
     page = (tmp_path / "r" / "report.html").read_text()
     assert "2 of 2" in page
     assert "mas, seed 1: loss is nan" in page
     assert not (tmp_path / "r" / "figures" / "matrix_mas.png").exists()
     everything = write_report(Store(tmp_path / "s"), {"x": 1}, Results(records([0.5], diverged={0}), {}, {}))
-    assert everything == [("naive", {"diverged": "1 of 1"})]
+    assert everything == [("naive", {"seconds": "1.0", "diverged": "1 of 1"})]
 
 
 # Statistics and tables.

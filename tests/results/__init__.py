@@ -1,0 +1,1 @@
+"""The reproductions: raw tables under docs/results, and the page made of them."""
