@@ -1,6 +1,5 @@
 """A config expands to cells: one strategy, one seed, and all there is to know to train it."""
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,18 +72,3 @@ def _cell(
     if continual_option(strategy):
         settings["held_out"] = config.selection.validation
     return Cell(label, seed, settings | {"strategy": strategy})
-
-
-def stream_seed(seed: int, *name: str | int) -> int:
-    """Derive the seed of a named random stream from a cell's seed.
-
-    Streams with different names are independent, so that one more draw in one of them (a strategy
-    that samples, say) shifts no other.
-
-    >>> stream_seed(0, "initialisation") == stream_seed(0, "initialisation")
-    True
-    >>> stream_seed(0, "initialisation") == stream_seed(0, "shuffling")
-    False
-    """
-    text = "/".join(map(str, (seed, *name)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1  # fits an int64

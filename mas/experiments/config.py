@@ -1,7 +1,8 @@
 """A YAML file becomes a typed config, or a list of one-line complaints."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -11,8 +12,9 @@ from mas.benchmarks import DATASETS, STREAMS, set_data_root
 from mas.experiments.errors import UserError
 from mas.experiments.models import MODELS, model_for
 from mas.experiments.options import Options, models_of
-from mas.experiments.selection import Continual, continual_option, has_grid, selectable
+from mas.experiments.selection import Continual, at_start, candidates, continual_option, has_grid, selectable
 from mas.experiments.source import Key, Source, nearest
+from mas.experiments.training import make_strategy
 from mas.strategies import STRATEGIES, DataName
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]  # it becomes part of file names
@@ -139,7 +141,7 @@ def load_config(
     if root := data_root or config.data_root:
         set_data_root(root)
     if try_data:
-        _check_benchmark(config, source)
+        _try(config, source)
     return config
 
 
@@ -176,23 +178,38 @@ def _check_selection(config: Forgetting, source: Source) -> None:
             raise UserError(f"{where}: found {min(both)}, for which results are reported; allowed: other seeds")
 
 
-def _check_benchmark(config: Forgetting, source: Source) -> None:
-    """Build benchmark and model once: only they can tell what the data hold, and whether they fit."""
+def _try(config: Forgetting, source: Source) -> None:
+    """Build benchmark, model and strategies once: only they can tell what the data hold, and whether all fit."""
     options = config.benchmark.model_dump(exclude={"stream"})
+    _check_datasets(options, source)
+    with _said_at(source, ("benchmark",)):
+        benchmark = STREAMS[config.benchmark.stream](**options)
+    with _said_at(source, ("model",)):
+        model = model_for(benchmark, config.model.model_dump(), seed=0)
+    training = config.training.model_dump() | {"device": "cpu"}
+    for i, strategy in enumerate(config.strategies):
+        options = at_start(strategy.model_dump(exclude={"name", "label"}))
+        with _said_at(source, ("strategies", i)):
+            for choice in candidates(options):
+                make_strategy(STRATEGIES[strategy.name], model, training, 0, **options | choice)
+
+
+@contextmanager
+def _said_at(source: Source, key: Key) -> Iterator[None]:
+    """Say where in the config a mistake is that only building shows."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{source.where(key)}: {error}") from None
+
+
+def _check_datasets(options: dict[str, Any], source: Source) -> None:
     for key, name in _named_datasets(options):
         if name not in DATASETS:
             where = source.where(("benchmark", *key))
             raise UserError(
                 f"{where}: found {name!r}{nearest(str(name), list(DATASETS))}; allowed: {', '.join(DATASETS)}"
             )
-    try:
-        benchmark = STREAMS[config.benchmark.stream](**options)
-    except ValueError as error:
-        raise UserError(f"{source.where(('benchmark',))}: {error}") from None
-    try:
-        model_for(benchmark, config.model.model_dump(), seed=0)
-    except ValueError as error:
-        raise UserError(f"{source.where(('model',))}: {error}") from None
 
 
 def _named_datasets(options: dict[str, Any]) -> list[tuple[Key, Any]]:

@@ -70,6 +70,8 @@ def selectable(name: str, annotation: Any, default: Any) -> Any:
 def candidates(strategy: dict[str, Any]) -> list[Choice]:
     """Give every combination of the values to choose from; one empty choice where there is none.
 
+    What is chosen continually has no values.
+
     >>> candidates({"name": "mas", "lam": {"select": [1, 10]}, "norm": "l2"})
     [{'lam': 1}, {'lam': 10}]
     """
@@ -114,6 +116,12 @@ def as_text(choice: Choice) -> str:
 def continual_option(strategy: dict[str, Any]) -> Record | None:
     """Give the settings of ``select: continual`` in a strategy's options, if any are there."""
     return next((v for v in strategy.values() if isinstance(v, dict) and v.get("select") == "continual"), None)
+
+
+def at_start(strategy: dict[str, Any]) -> dict[str, Any]:
+    """Give a strategy's options with a strength that is chosen continually at its start."""
+    settings = continual_option(strategy)
+    return strategy | {"lam": settings["start"]} if settings else strategy
 
 
 def tune(strategy: Any, settings: Record, accuracy_of: Callable[[Any], float]) -> list[Record]:

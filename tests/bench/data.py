@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 from mas.benchmarks import Images, as_dataset
 from mas.benchmarks.images import channel_statistics
-from mas.experiments.cell import plain_strategy
+from mas.experiments.training import make_strategy
 from mas.strategies import Naive
 from tests.bench.timing import ratios
 from tests.bench.workloads import Workload
@@ -61,5 +61,5 @@ def _bare(workload: Workload, x: Tensor, y: Tensor, device: str) -> Callable[[],
 
 def _strategy(kind: Any, workload: Workload, experience: Any, training: dict[str, Any]) -> Callable[[], None]:
     model = torch.nn.Sequential(torch.nn.Flatten(), workload.model("cpu"))
-    strategy = plain_strategy(kind, model, training, seed=0)
+    strategy = make_strategy(kind, model, training, seed=0)
     return lambda: strategy.train(experience)

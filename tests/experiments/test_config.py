@@ -7,9 +7,10 @@ import pytest
 
 import mas.strategies
 from mas.benchmarks import data_root
-from mas.experiments.cells import expand, stream_seed
+from mas.experiments.cells import expand
 from mas.experiments.config import STRATEGY_MODELS, load_config, resolved
 from mas.experiments.errors import UserError
+from mas.experiments.seeds import stream_seed
 from mas.experiments.source import Source
 from mas.strategies import STRATEGIES
 
@@ -155,6 +156,11 @@ def test_set_changes_values_anywhere(write):
             "norm: {select: continual}",
             "c.yaml:7: strategies[1].norm.select: found 'continual'; allowed: a valid list",
         ),
+        (
+            "lam: 10000.0",
+            "labels: empirical, data: test, lam: {select: [1, 2]}",
+            "c.yaml:8: strategies[2]: labels='empirical' would look at test labels",
+        ),
         ("lam: 1.0", "data: tset", "c.yaml:7: strategies[1].data: found 'tset', did you mean 'test'?; allowed: train"),
         (
             "seeds: 2",
@@ -226,6 +232,13 @@ def test_every_mistake_gets_one_clear_line(write, old, new, expected):
     found = complaints(write(GOOD.replace(old, new, 1)))
     assert len(found) == 1
     assert found[0].startswith(expected)
+
+
+def test_a_strategy_that_does_not_fit_the_scenario_is_said(write):
+    text = GOOD.replace("scenario: domain", "scenario: task").replace("{name: naive}", "{name: der++}")
+    assert complaints(write(text)) == [
+        "c.yaml:6: strategies[0]: DER++ stores outputs without task labels; use the scenario domain or class"
+    ]
 
 
 def test_a_misspelt_select_is_said(write):

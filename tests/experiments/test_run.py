@@ -17,13 +17,14 @@ import mas.experiments.models
 from mas.benchmarks import split
 from mas.experiments import cell as cell_module
 from mas.experiments.cell import build_strategy, run_cell
-from mas.experiments.cells import expand, stream_seed
+from mas.experiments.cells import expand
 from mas.experiments.config import load_config, resolved
 from mas.experiments.errors import UserError
 from mas.experiments.models import MultiHead, build_model
 from mas.experiments.report import draw_figures, table_rows, write_report
 from mas.experiments.results import Results, read_results
 from mas.experiments.run import default_workers, run_experiment
+from mas.experiments.seeds import stream_seed
 from mas.experiments.statistics import mean_and_interval
 from mas.experiments.store import Store
 from mas.experiments.summary import (

@@ -9,11 +9,12 @@ import yaml
 from mas.benchmarks import split
 from mas.experiments import cell as cell_module
 from mas.experiments.cell import build_strategy, run_cell
-from mas.experiments.cells import expand, stream_seed, tries_of
+from mas.experiments.cells import expand, tries_of
 from mas.experiments.config import load_config, resolved
 from mas.experiments.report import write_report
 from mas.experiments.results import read_results
 from mas.experiments.run import run_experiment
+from mas.experiments.seeds import stream_seed
 from mas.experiments.selection import best, candidates, tune
 from mas.experiments.store import Store
 from mas.strategies import ImportancePlugin
