@@ -61,7 +61,7 @@ def write_report(store: Store, config: dict[str, Any], results: Results) -> list
         "results": results_table(records),
         "summary": summary_table(records),
         "comparisons": comparison_table(records),
-        "selection": selection_table(results.tries, results.chosen),
+        "selection": selection_table(results.tries, results.chosen, records),
     }
     for name, table in tables.items():
         store.write(f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
@@ -204,6 +204,7 @@ def _page(
             diverged=[r for r in records if r["status"] == "diverged"],
             any_diverged=any(cells["diverged"] for _, cells in rows),
             selection=_tried(selection),
+            tuned=_tuned(selection),
             figures={key: base64.b64encode(picture).decode() for key, picture in figures.items()},
             config=yaml.safe_dump(config, sort_keys=False),
         )
@@ -211,9 +212,9 @@ def _page(
 
 
 def _tried(selection: pd.DataFrame) -> list[dict[str, Any]]:
-    """Give a row per value that was tried: its mean ACC, what it cost, whether it was chosen and lies at an end."""
+    """Give a row per value of a grid: its mean ACC, what it cost, whether it was chosen and lies at an end."""
     rows = []
-    for label, own in selection.groupby("strategy", sort=False):
+    for label, own in selection[selection["experience"].isna()].groupby("strategy", sort=False):
         values = list(dict.fromkeys(own["value"]))
         for value in values:
             its = own[own["value"] == value]
@@ -222,3 +223,18 @@ def _tried(selection: pd.DataFrame) -> list[dict[str, Any]]:
             ends = bool(its["chosen"].all()) and value in (values[0], values[-1])
             rows.append(row | {"chosen": bool(its["chosen"].all()), "end": ends})
     return rows
+
+
+def _tuned(selection: pd.DataFrame) -> list[dict[str, Any]]:
+    """Give a row per (strategy, experience) of what was chosen continually: the value for each seed, and the cost."""
+    continual = selection[selection["experience"].notna()]
+    return [
+        {
+            "strategy": label,
+            "experience": experience,
+            "values": ", ".join(f"{float(v.partition('=')[2]):.3g}" for v in own[own["chosen"]]["value"]),
+            "tries": f"{len(own) / own['seed'].nunique():.1f}",
+            "seconds": f"{own['seconds'].sum():.0f}",
+        }
+        for (label, experience), own in continual.groupby(["strategy", "experience"], sort=False)
+    ]

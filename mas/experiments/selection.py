@@ -7,6 +7,7 @@ chooses anew for each experience and sees that experience alone (`Continual`).
 
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
@@ -26,7 +27,7 @@ Choice = dict[str, Any]  # option -> value
 Record = dict[str, Any]
 Tries = list[tuple[Choice, list[Record]]]
 
-SELECTION_COLUMNS = ["strategy", "value", "seed", "status", "ACC", "seconds", "chosen"]
+SELECTION_COLUMNS = ["strategy", "value", "seed", "experience", "status", "ACC", "seconds", "chosen"]
 
 
 class Grid(Options, Generic[T]):
@@ -93,15 +94,27 @@ def best(tries: Tries) -> Choice | None:
     return tries[int(np.nanargmax(score))][0] if not np.isnan(score).all() else None
 
 
-def selection_table(tries: dict[str, Tries], chosen: dict[str, Choice]) -> pd.DataFrame:
-    """Give every try and what it cost: a row per (strategy, value, seed), columns `SELECTION_COLUMNS`."""
-    rows = [
-        (label, as_text(choice), r["seed"], r["status"], _acc(r), r["seconds"], choice == chosen.get(label))
+def selection_table(tries: dict[str, Tries], chosen: dict[str, Choice], records: Sequence[Record]) -> pd.DataFrame:
+    """Give every try and what it cost, columns `SELECTION_COLUMNS`.
+
+    Of a grid there is a row per (strategy, value, seed), ``ACC`` the final one; of what is chosen
+    continually a row per (strategy, seed, experience, strength), ``ACC`` that on the experience's
+    held-out data.
+    """
+    grids = [
+        (label, as_text(choice), r["seed"], None, r["status"], _acc(r), r["seconds"], choice == chosen.get(label))
         for label, own in tries.items()
-        for choice, records in own
-        for r in records
+        for choice, its in own
+        for r in its
     ]
-    return pd.DataFrame(rows, columns=SELECTION_COLUMNS)
+    continual = [
+        (r["label"], as_text({"lam": t["strength"]}), r["seed"], experience, _status(t), *_cost(t), t is own[-1])
+        for r in records
+        for experience, own in enumerate(r["tries"])
+        for t in own
+    ]
+    table = pd.DataFrame([*grids, *continual], columns=SELECTION_COLUMNS)
+    return table.astype({"experience": "Int64", "chosen": bool})
 
 
 def as_text(choice: Choice) -> str:
@@ -180,3 +193,11 @@ def _acc(record: Record) -> float:
 
 def _mean_acc(records: Sequence[Record]) -> float:
     return float(np.mean([_acc(r) for r in records])) if records else np.nan
+
+
+def _status(one: Record) -> str:
+    return "diverged" if math.isnan(one["accuracy"]) else "finished"
+
+
+def _cost(one: Record) -> tuple[float, float]:
+    return one["accuracy"], one["seconds"]

@@ -91,7 +91,7 @@ def test_a_run_takes_what_did_best_and_keeps_every_try(config, tmp_path, monkeyp
     assert len(outcome.results.records) == 6
     write_report(Store(tmp_path / "r"), resolved(config), outcome.results)
     table = pd.read_csv(tmp_path / "r" / "selection.csv")
-    assert list(table) == ["strategy", "value", "seed", "status", "ACC", "seconds", "chosen"]
+    assert list(table) == ["strategy", "value", "seed", "experience", "status", "ACC", "seconds", "chosen"]
     assert len(table) == 12
     assert table[table.chosen].value.unique().tolist() == ["lam=10.0,norm=l2"]
     assert table.seconds.sum() == 24
@@ -219,5 +219,13 @@ def test_tries_are_kept_with_the_cell(config, tmp_path):
     outcome = run_experiment(config.model_copy(update={"seeds": [0]}), tmp_path / "r", workers=1)
     assert outcome.failed == []
     kept = read_results(config, Store(tmp_path / "r")).records
-    assert [len(r["tries"]) for r in kept if r["label"] == "ewc-c"] == [2]
+    (record,) = [r for r in kept if r["label"] == "ewc-c"]
+    assert record["tries"][0] == []
+    write_report(Store(tmp_path / "r"), resolved(config), outcome.results)
+    table = pd.read_csv(tmp_path / "r" / "selection.csv")
+    continual = table[table.experience.notna()]
+    assert continual.ACC.tolist() == [t["accuracy"] for t in record["tries"][1]]
+    assert continual.chosen.tolist() == [False] * (len(continual) - 1) + [True]
+    assert set(continual.experience) == {1}
+    assert "Chosen continually" in (tmp_path / "r" / "report.html").read_text()
     assert yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())["strategies"][2]["lam"]["select"] == "continual"

@@ -22,6 +22,7 @@ def section(run: Run, folder: Path) -> str:
     """Give the part of one run: what it is, how to make it again, its table, how settings were chosen, remarks."""
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     summary, tries = pd.read_csv(folder / "summary.csv"), pd.read_csv(folder / "selection.csv")
+    tries = tries[tries["experience"].isna()]
     seeds = config["seeds"] if isinstance(config["seeds"], int) else len(config["seeds"])
     told = _SECTION.format(
         title=run["title"],
