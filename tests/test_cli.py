@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,28 @@ def test_an_interrupt_says_how_to_go_on(here, monkeypatch):
     done = mas("run", "small.yaml", "--workers", "1")
     assert done.exit_code == 130
     assert "run the same command again" in done.output
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
+def test_workers_of_a_killed_run_end_too(here):
+    command = [sys.executable, "-m", "mas.cli", "run", "small.yaml", "--set", "seeds=1000", "--workers", "2"]
+    run = subprocess.Popen(command, cwd=here, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(workers := children(run.pid)) < 3:  # two workers and the resource tracker
+        assert run.poll() is None
+        time.sleep(0.2)
+    while not list((here / "runs/small/cells").glob("*.json")):
+        time.sleep(0.2)
+    run.kill()
+    run.wait()
+    ends = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < ends:
+        time.sleep(0.2)
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.mark.slow

@@ -1,11 +1,12 @@
 """The main job: cells that are not done yet are trained; those first that choose settings."""
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def _train(cells: list[Cell], workers: int) -> Iterator[tuple[Cell, dict[str, An
             yield cell, _attempt(cell)
         return
     # spawn: a fork of a process that has used torch's threads can hang
-    with ProcessPoolExecutor(min(workers, len(cells)), get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(workers, len(cells)), get_context("spawn"), _end_with_parent) as pool:
         futures = {pool.submit(_attempt, cell): cell for cell in cells}
         try:
             for future in as_completed(futures):
@@ -101,6 +102,18 @@ def _train(cells: list[Cell], workers: int) -> Iterator[tuple[Cell, dict[str, An
             ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Let a worker end when the run was killed: it would wait for work, and hold its memory, for ever."""
+    parent = parent_process()
+
+    def wait_for_end() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
 
 
 def _attempt(cell: Cell) -> dict[str, Any] | str:
