@@ -8,7 +8,7 @@ if __name__ != "mas.benchmarks":
         f"import mas.benchmarks, not {__name__}: under two names there would be two copies of every class"
     )
 
-from mas.benchmarks.datasets import DATASETS, digits, load_dataset
+from mas.benchmarks.datasets import DATASETS, digits, fingerprint, load_dataset
 from mas.benchmarks.folders import DataError
 from mas.benchmarks.images import BatchedDataset, Images, as_dataset
 from mas.benchmarks.loading import data_root, set_data_root
@@ -23,6 +23,7 @@ __all__ = [
     "as_dataset",
     "data_root",
     "digits",
+    "fingerprint",
     "instances",
     "load_dataset",
     "permuted",

@@ -3,6 +3,7 @@
 They are looked for in a data root, and downloaded there on first use (`mas.benchmarks.loading`).
 """
 
+import hashlib
 import inspect
 from collections.abc import Callable
 from functools import cache
@@ -144,7 +145,7 @@ def image_folder(
     here = _found(path)
     tree, held_out = _trees(here, test, split_file)
     if held_out is None:
-        return hold_out(Images(read_images(tree, size), tree.labels), test_share)
+        return hold_out(Images(read_images(tree, size), tree.labels), test_share, "test_share")
     if odd := set(tree.classes) ^ set(held_out.classes):
         raise DataError(
             f"{here}: {len(tree.classes)} classes in train and {len(held_out.classes)} in test; "
@@ -170,12 +171,14 @@ def load_dataset(spec: str | dict[str, Any]) -> Pair:
     """
     options = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = options.pop("name", None)
-    if name not in DATASETS:
+    if not isinstance(name, str) or name not in DATASETS:
         raise ValueError(f"dataset is {name!r}; known are {', '.join(DATASETS)}")
     known = list(inspect.signature(DATASETS[name]).parameters)
-    for key in options:
+    for key, value in options.items():
         if key not in known:
             raise ValueError(f"dataset {name} has no option {key!r}; it has: {', '.join(known) or 'none'}")
+        if isinstance(value, list | dict):
+            raise ValueError(f"dataset {name}: {key} is {value!r}; give text or a number")
     try:
         return _load(name, tuple(sorted(options.items())), data_root())
     except ValidationError as error:
@@ -183,12 +186,24 @@ def load_dataset(spec: str | dict[str, Any]) -> Pair:
         raise ValueError(f"dataset {name}: {first['loc'][0]} is {first['input']!r}; {first['msg']}") from None
 
 
-def hold_out(images: Images, share: float) -> Pair:
-    """Divide labelled data into (kept, held out), class by class, the same way each time."""
+def fingerprint(spec: str | dict[str, Any]) -> str:
+    """Give a short text that differs where labels, or any of a thousand images over the whole data set, differ."""
+    digest = hashlib.sha256()
+    for part in load_dataset(spec):
+        looked_at = torch.linspace(0, len(part) - 1, min(len(part), 1000)).long()
+        digest.update(part.labels.numpy().tobytes())
+        digest.update(part.pixels[part.rows[looked_at]].numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def hold_out(images: Images, share: float, name: str = "validation") -> Pair:
+    """Divide labelled data into (kept, held out), class by class, the same way each time; ``name`` is the option's."""
     labels = images.labels
+    if int(labels.bincount()[labels.unique()].min()) < 2:
+        raise ValueError(f"{name} needs two images of each class; a class has one")
     least = len(labels.unique()) / len(labels)  # one of each class on both sides
     if not least <= share <= 1 - least:
-        raise ValueError(f"validation is {share}; {len(labels)} images need {least:.3f} to {1 - least:.3f}")
+        raise ValueError(f"{name} is {share}; {len(labels)} images need {least:.3f} to {1 - least:.3f}")
     kept, held = train_test_split(range(len(labels)), test_size=share, stratify=labels.numpy(), random_state=0)
     return images.some(torch.tensor(kept)), images.some(torch.tensor(held))
 
@@ -226,10 +241,17 @@ def _tree(here: Path, *inside: str) -> Tree:
     return tree
 
 
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: is no text file ({error}); each line is <class>/<file> train, or ... test") from None
+
+
 def _by_split_file(tree: Tree, file: Path) -> tuple[Tree, Tree]:
     parts: dict[str, list[str]] = {"train": [], "test": []}
     files = set(tree.files)
-    for number, line in enumerate(file.read_text().splitlines(), 1):
+    for number, line in enumerate(_text(file).splitlines(), 1):
         name, _, part = line.strip().rpartition(" ")
         if not line.strip():
             continue

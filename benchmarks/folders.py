@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -134,7 +135,14 @@ def _opened(tree: Tree) -> Iterator[Image.Image]:
         return
     with closing(zipfile.ZipFile(tree.path)) as archive:
         for name in tree.files:
-            yield _image(archive.read(_inside(tree, name)), f"{tree.path}: {_inside(tree, name)}")
+            yield _image(_unpacked(archive, _inside(tree, name)), f"{tree.path}: {_inside(tree, name)}")
+
+
+def _unpacked(archive: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        return archive.read(name)
+    except (zipfile.BadZipFile, OSError, zlib.error) as error:
+        raise DataError(f"{archive.filename}: is damaged at {name} ({error}); fetch it again") from None
 
 
 def _image(data: bytes, name: str) -> Image.Image:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from avalanche.benchmarks.utils import DataAttribute
+from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
 from avalanche.benchmarks.utils.classification_dataset import TaskAwareSupervisedClassificationDataset
-from avalanche.benchmarks.utils.flat_data import ConstantSequence
+from avalanche.benchmarks.utils.flat_data import ConstantSequence, FlatData
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 from torch.utils.data._utils.collate import default_collate_fn_map  # where its documentation says to extend it
@@ -88,28 +88,8 @@ class BatchedDataset(TaskAwareSupervisedClassificationDataset):
 
     def batch(self, indices: Sequence[int]) -> list[Any]:
         """Give samples as tensors: images, labels, and each attribute that goes with every sample."""
-        where = torch.as_tensor(indices)
-        flat = self._flat_data
-        if flat._indices is not None:
-            where = self._places()[where]
-        training = flat._transform_groups.current_group == "train"
-        ends = torch.tensor(flat._cumulative_sizes)
-        source = torch.searchsorted(ends, where, right=True)
-        parts, order = [], []
-        for number in source.unique().tolist():
-            mine = (source == number).nonzero()[:, 0]
-            images, rows = flat._datasets[number], where[mine] - (int(ends[number - 1]) if number else 0)
-            parts.append((images.batch(rows, training), images.labels[rows]))
-            order.append(mine)
-        return [*_put_back(parts, order), *self._attributes(indices)]
-
-    def _places(self) -> Tensor:
-        """Give the indices of a subset as one tensor, made once."""
-        known = self.__dict__.get("_indices_as_tensor")
-        if known is None or known[0] is not self._flat_data._indices:
-            known = self._flat_data._indices, torch.tensor(list(self._flat_data._indices))
-            self.__dict__["_indices_as_tensor"] = known
-        return known[1]
+        group = self._flat_data._transform_groups.current_group
+        return [*_fetch(self._flat_data, torch.as_tensor(indices), group), *self._attributes(indices)]
 
     def _attributes(self, indices: Sequence[int]) -> Iterator[Tensor]:
         for attribute in self._data_attributes.values():
@@ -162,6 +142,45 @@ def _collate_samples(samples: Sequence[Any], *, collate_fn_map: Any = None) -> l
 
 # torch's own collate function knows samples too: Avalanche uses it where experiences have no task labels.
 default_collate_fn_map[Sample] = _collate_samples
+
+
+def _fetch(data: Any, where: Tensor, group: str) -> list[Tensor]:
+    """Give images and labels at places of whatever an Avalanche data set is made of.
+
+    A tree of concatenations and subsets is followed down to its `Images`; data of another kind, and
+    transforms that someone put on the way, are gone through sample by sample.
+    """
+    if isinstance(data, Images):
+        return [data.batch(where, training=group == "train"), data.labels[where]]
+    if isinstance(data, AvalancheDataset):
+        return _fetch(data._flat_data, where, group)
+    if not isinstance(data, FlatData):
+        return default_collate([list(data[i])[:2] for i in where.tolist()])
+    where = where if data._indices is None else _places(data)[where]
+    ends = torch.tensor(data._cumulative_sizes)
+    source = torch.searchsorted(ends, where, right=True)
+    parts, order = [], []
+    for number in source.unique().tolist():
+        mine = (source == number).nonzero()[:, 0]
+        rows = where[mine] - (int(ends[number - 1]) if number else 0)
+        parts.append(_fetch(data._datasets[number], rows, group))
+        order.append(mine)
+    return _transformed(data, _put_back(parts, order), group)
+
+
+def _transformed(data: Any, batch: list[Tensor], group: str) -> list[Tensor]:
+    for groups in (getattr(data, name, None) for name in ("_frozen_transform_groups", "_transform_groups")):
+        if groups is not None and groups[group] is not None:
+            batch = default_collate([groups(list(sample), group_name=group) for sample in zip(*batch, strict=True)])
+    return batch
+
+
+def _places(data: Any) -> Tensor:
+    """Give the indices of a subset as one tensor, made once."""
+    known = data.__dict__.get("_indices_as_tensor")
+    if known is None or known[0] is not data._indices:
+        known = data.__dict__["_indices_as_tensor"] = data._indices, torch.tensor(list(data._indices))
+    return known[1]
 
 
 def _put_back(parts: Sequence[Sequence[Tensor]], places: Sequence[Tensor]) -> list[Tensor]:

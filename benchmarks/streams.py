@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Lt, MinLen
 from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline
 from avalanche.benchmarks.scenarios.task_aware import with_task_labels
 from torch import Tensor
@@ -144,12 +144,15 @@ def instances(
     """
     pair = _prepared(dataset, validation, normalize, augment)
     generator = torch.Generator().manual_seed(seed)
+    fewest = min(int(part.labels.bincount().min()) for part in pair)
+    if experiences > fewest:
+        raise ValueError(f"experiences is {experiences}; a class has {fewest} images, so give 1 to {fewest}")
     dealt = [_deal(part, experiences, generator) for part in pair]
     return _benchmark([(a, b) for a, b in zip(*dealt, strict=True)], tasks=False)
 
 
 def sequence(
-    datasets: list[DatasetSpec],
+    datasets: Annotated[list[DatasetSpec], MinLen(1)],
     size: Count | None = None,
     validation: Share = 0.0,
     normalize: bool = True,

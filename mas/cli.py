@@ -195,7 +195,10 @@ def _progress(store: Any, cells: list[Any]) -> Iterator[Any]:
         reason = f" ({result['reason']})" if result.get("reason") else ""
         if not sys.stdout.isatty() or result["status"] != "finished":
             bar.console.print(
-                f"{count}/{total} {cell.id}: {result['status']}{reason}{seconds}", highlight=False, soft_wrap=True
+                f"{count}/{total} {cell.id}: {result['status']}{reason}{seconds}",
+                highlight=False,
+                soft_wrap=True,
+                markup=False,
             )
 
     with bar:
@@ -208,6 +211,8 @@ def _print_table(rows: "list[Row]") -> None:
     from mas.experiments.report import HEADINGS
 
     shown = [score for score in list(HEADINGS)[:4] if any(score in cells for _, cells in rows)]
+    if len({cells["seeds"] for _, cells in rows}) > 1:
+        shown.append("seeds")
     if any(cells["diverged"] for _, cells in rows):
         shown.append("diverged")
     table = Table(title="percent, mean [95 % interval over seeds], * p < 0.05 (paired, Holm)", title_justify="left")

@@ -60,7 +60,8 @@ class QuadraticPenalty:
             importance: Ω or F by name, as `mas.mas_importance` gives it.
 
         Raises:
-            ValueError: an importance without an anchor, of another shape, negative or not finite.
+            ValueError: an importance without an anchor, of another shape or negative.
+            FloatingPointError: an importance that is not finite.
         """
         weights = named_parameters(anchor) if isinstance(anchor, nn.Module) else anchor
         _check(weights, importance)
@@ -171,10 +172,10 @@ def _check(weights: Mapping[str, Tensor], importance: Mapping[str, Tensor]) -> N
                 f"importance of {name!r} has shape {tuple(omega.shape)} and its anchor {got}; "
                 "measure importance on the model that is the anchor"
             )
-        if not (torch.isfinite(omega).all() and (omega >= 0).all()):
-            raise ValueError(
-                f"importance of {name!r} has values that are negative or not finite; importance is at least 0"
-            )
+        if not torch.isfinite(omega).all():
+            raise FloatingPointError(f"importance of {name!r} has values that are not finite")
+        if not (omega >= 0).all():
+            raise ValueError(f"importance of {name!r} has negative values; importance is at least 0")
 
 
 def _add_fused(

@@ -1,6 +1,7 @@
 """Streams hold the classes, labels and images they should, each once, whatever the seed."""
 
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -312,6 +313,37 @@ class TestImageFolder:
         with pytest.raises(DataError, match=message) as error:
             self.load(path="a")
         assert len(str(error.value).splitlines()) == 1
+
+    def test_a_damaged_zip_is_one_clear_line(self):
+        make_folder(self.root / "a", {"x": 2, "y": 2})
+        archive = self.root / "a.zip"
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
+            for image in sorted((self.root / "a").rglob("*.png")):
+                file.write(image, image.relative_to(self.root / "a").as_posix())
+        whole = archive.read_bytes()
+        archive.write_bytes(whole.replace(b"IDAT", b"JDAT", 1))
+        with pytest.raises(DataError, match=r"a.zip: is damaged at test/x/000.png \(Bad CRC-32.*; fetch it again"):
+            self.load(path="a.zip")
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"split_file": "folder"}, "folder: is no text file .*each line is <class>/<file> train"),
+            ({"split_file": "binary"}, "binary: is no text file .*each line is <class>/<file> train"),
+            ({"test_share": 0.9999}, "test_share is 0.9999; 4 images need 0.500 to 0.500"),
+        ],
+    )
+    def test_wrong_ways_to_divide_are_one_clear_line(self, options, message):
+        make_folder(self.root / "a", {"x": 2, "y": 2}, apart=False)
+        (self.root / "folder").mkdir()
+        (self.root / "binary").write_bytes(bytes(range(128, 256)))
+        with pytest.raises(ValueError, match=message):
+            self.load(path="a", **options)
+
+    def test_one_image_of_a_class_cannot_be_divided(self):
+        make_folder(self.root / "a", {"x": 2, "y": 1}, apart=False)
+        with pytest.raises(ValueError, match="test_share needs two images of each class; a class has one"):
+            self.load(path="a")
 
 
 @real

@@ -71,9 +71,27 @@ def test_compare_says_what_differs(here):
     mas("run", "small.yaml", "--workers", "1", "--output", "b", "--set", "strategies.1.lam=100", "--set", "seeds=[1]")
     done = mas("compare", "a", "b")
     assert done.exit_code == 0
-    assert done.output.splitlines()[:2] == ["strategies.mas.lam: 0.1 → 100.0", "seeds: 2 → [1]"]
+    assert done.output.splitlines()[:2] == ["seeds: 2 → [1]", "mas.lam: 0.1 → 100.0"]
     (naive,) = [line for line in done.output.splitlines() if "naive" in line and "ACC" in line]
     assert [part.strip() for part in naive.strip("│").split("│")] == ["naive", "ACC", "0.0", "1", "nan", "nan"]
+
+
+def test_compare_tells_the_values_that_were_chosen(here):
+    for name, grid in (("a", "[0.1, 1]"), ("b", "[10, 100]")):
+        mas("run", "small.yaml", "--workers", "1", "--output", name, "--set", f"strategies.1.lam={{select: {grid}}}")
+    done = mas("compare", "a", "b")
+    assert "mas.selection.options.lam: [0.1, 1.0] → [10.0, 100.0]" in done.output
+    assert any(line.startswith("mas.lam: ") for line in done.output.splitlines())
+
+
+def test_brackets_in_a_reason_are_shown(here, monkeypatch):
+    def diverges(cell):
+        row = [0.5, 0.5]
+        told = {"status": "diverged", "reason": "objective is [nan, nan]", "untrained": row, "accuracy": [row, row]}
+        return told | {"tries": [], "seconds": 1.0}
+
+    monkeypatch.setattr("mas.experiments.run.run_cell", diverges)
+    assert "diverged (objective is [nan, nan])" in mas("run", "small.yaml", "--workers", "1").output
 
 
 def test_check_prints_the_cells_and_runs_nothing(here):

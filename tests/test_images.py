@@ -3,7 +3,10 @@
 import pytest
 import torch
 from avalanche.benchmarks.utils import AvalancheDataset, concat_datasets
-from torch.utils.data import DataLoader
+from avalanche.benchmarks.utils.classification_dataset import _make_taskaware_classification_dataset
+from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
+from avalanche.training.storage_policy import ClassBalancedBuffer, ExperienceBalancedBuffer, ReservoirSamplingBuffer
+from torch.utils.data import DataLoader, TensorDataset
 
 from mas.benchmarks import Images, as_dataset, split
 from mas.benchmarks.images import (
@@ -16,6 +19,7 @@ from mas.benchmarks.images import (
     flip,
     keep_on_device,
 )
+from mas.strategies import Naive
 
 
 def images(n=10, channels=2, **options):
@@ -147,6 +151,49 @@ def test_it_stays_itself_under_avalanches_operations():
         assert isinstance(other, BatchedDataset)
         assert isinstance(other, AvalancheDataset)
         assert other.collate_fn is collate
+
+
+@pytest.mark.parametrize("group", ["train", "eval"])
+def test_transforms_that_someone_adds_are_applied(group):
+    data = as_dataset(images(), 4).with_transforms(group)
+    doubled = data.replace_current_transform_group(lambda x: 2 * x)
+    for changed in (doubled, doubled.freeze_transforms()):  # Avalanche's own subsets lose them
+        x, y, task = changed.batch([3, 1])
+        by_avalanche = [super(BatchedDataset, changed).__getitem__(i)[0] for i in (3, 1)]
+        assert torch.equal(x, torch.stack(by_avalanche))
+        assert torch.equal(x, 2 * torch.stack([data[3][0], data[1][0]])) or (changed is not doubled and group == "eval")
+        assert (y.tolist(), task.tolist()) == ([0, 1], [4, 4])
+
+
+def test_data_of_another_kind_beside_ours():
+    other = TensorDataset(torch.randn(5, 2, 6, 5), torch.arange(5))
+    other.targets = list(range(5))
+    theirs = _make_taskaware_classification_dataset(other, task_labels=1)
+    both = as_dataset(images(), 1).concat(theirs)
+    x, y, task = both.eval().batch([2, 11, 0, 14])
+    assert torch.equal(x[1], other[1][0])
+    assert torch.equal(x[0], as_dataset(images(), 1).eval()[2][0])
+    assert (y.tolist(), task.tolist()) == ([2, 1, 0, 4], [1, 1, 1, 1])
+
+
+@pytest.mark.parametrize("build", [ClassBalancedBuffer, ExperienceBalancedBuffer, ReservoirSamplingBuffer])
+def test_replay_buffers_of_every_kind(build):
+    benchmark = split("digits", 5, "class", class_order="fixed")
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    plugin = ReplayPlugin(30, storage_policy=build(30))
+    strategy = Naive(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), 0.01),
+        train_mb_size=64,
+        plugins=[plugin],
+        evaluator=EvaluationPlugin(),
+    )
+    for experience in benchmark.train_stream[:3]:
+        strategy.train(experience)
+    x, y, _ = next(iter(DataLoader(plugin.storage_policy.buffer, 30, collate_fn=collate)))
+    every = {tuple(s[0].flatten().tolist()): s[1] for e in benchmark.train_stream[:3] for s in e.dataset.eval()}
+    assert len(x) == 30
+    assert [every[tuple(image.flatten().tolist())] for image in x] == y.tolist()
 
 
 def test_images_are_kept_on_the_device_where_they_fit():

@@ -13,10 +13,10 @@ from torch import Tensor
 from mas.benchmarks import STREAMS
 from mas.benchmarks.images import keep_on_device
 from mas.experiments.cells import Cell
-from mas.experiments.errors import DivergedError
+from mas.experiments.errors import BLOW_UPS, DivergedError
 from mas.experiments.models import model_for
 from mas.experiments.seeds import stream_seed
-from mas.experiments.selection import at_start, continual_option, tune
+from mas.experiments.selection import at_start, continual_option, penalty_of, tune
 from mas.experiments.training import make_strategy
 from mas.measuring import measuring
 from mas.strategies import STRATEGIES, ImportancePlugin, Joint
@@ -45,7 +45,7 @@ def _train(cell: Cell) -> dict[str, Any]:
     benchmark = _benchmark(cell)
     strategy = build_strategy(cell, benchmark)
     strategy.plugins.append(_Accuracies())
-    tune_for = _tuner(cell)
+    tune_for = _tuner(cell, strategy)
     size = len(benchmark.train_stream)
     result: dict[str, Any] = {
         "status": "finished",
@@ -60,7 +60,7 @@ def _train(cell: Cell) -> dict[str, Any]:
             result["tries"] += tune_for(strategy, trained_on)
             _learn(strategy, experiences, cell)
             result["accuracy"][trained_on] = _test(strategy, benchmark.test_stream)
-    except (DivergedError, FloatingPointError) as error:
+    except BLOW_UPS as error:
         return result | {"status": "diverged", "reason": str(error)}
     return result
 
@@ -82,21 +82,22 @@ def _learn(strategy: Any, experiences: Any, cell: Cell) -> None:
             raise DivergedError(f"weights of {name} are not finite after experience {at}")
 
 
-def _tuner(cell: Cell) -> Callable[[Any, int], list[Any]]:
+def _tuner(cell: Cell, strategy: Any) -> Callable[[Any, int], list[Any]]:
     """Give what sets the strength before each experience: nothing, unless it is to be chosen continually."""
     settings = continual_option(cell.settings["strategy"])
     if settings is None:
         return lambda strategy, number: []
-    held_out = _benchmark(cell, validation=cell.settings["held_out"])  # the same stream; test data are not in it
+    unit = penalty_of(strategy).strength / settings["start"]
+    held_out = _benchmark(cell, validation=cell.settings["selection"]["validation"])  # the same stream; no test data
 
     def accuracy_of(strategy: Any, number: int) -> float:
         try:
             _learn(strategy, held_out.train_stream[number], cell)
             return _test(strategy, held_out.test_stream[number])[0]
-        except (DivergedError, FloatingPointError):
+        except BLOW_UPS:
             return math.nan
 
-    return lambda strategy, number: [tune(strategy, settings, lambda copy: accuracy_of(copy, number))]
+    return lambda strategy, number: [tune(strategy, settings, unit, lambda copy: accuracy_of(copy, number))]
 
 
 def build_strategy(cell: Cell, benchmark: Any) -> Any:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mas.experiments.config import Forgetting, resolved
-from mas.experiments.selection import Choice, as_text, candidates, continual_option, has_grid
+from mas.experiments.selection import Choice, as_text, candidates, continual_option, has_grid, is_grid
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,11 @@ class Cell:
     label: str
     seed: int
     settings: dict[str, Any]  # plain data: benchmark, model, training, strategy (without its label), ...
+
+    @property
+    def waits(self) -> bool:
+        """Whether an option of the strategy is still to be chosen."""
+        return has_grid(self.settings["strategy"])
 
     @property
     def id(self) -> str:
@@ -30,7 +35,7 @@ def expand(config: Forgetting, chosen: dict[str, Choice] | None = None) -> list[
             for its choice hold the values to choose from.
     """
     return [
-        _cell(config, label, seed, strategy | (chosen or {}).get(label, {}))
+        _cell(config, label, seed, strategy | (chosen or {}).get(label, {}), selection=_how(config, strategy))
         for seed in config.seed_list()
         for label, strategy in _strategies(config)
     ]
@@ -38,15 +43,16 @@ def expand(config: Forgetting, chosen: dict[str, Choice] | None = None) -> list[
 
 def tries_of(config: Forgetting) -> dict[str, list[tuple[Choice, list[Cell]]]]:
     """Give, by label, the choices that are to be tried and the cells that try them, on held-out data."""
-    held_out = {"validation": config.selection.validation}
+
+    def cells(label: str, strategy: dict[str, Any], choice: Choice) -> list[Cell]:
+        name, options = f"{label}~{as_text(choice)}", strategy | choice
+        held_out = config.selection.validation
+        return [_cell(config, name, seed, options, held_out) for seed in config.selection.seeds]
+
     return {
-        label: [
-            (choice, [_cell(config, f"{label}~{as_text(choice)}", seed, strategy | choice, held_out) for seed in seeds])
-            for choice in candidates(strategy)
-        ]
+        label: [(choice, cells(label, strategy, choice)) for choice in candidates(strategy)]
         for label, strategy in _strategies(config)
         if has_grid(strategy)
-        for seeds in [config.selection.seeds]
     }
 
 
@@ -63,12 +69,26 @@ def _strategies(config: Forgetting) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
+def _how(config: Forgetting, strategy: dict[str, Any]) -> dict[str, Any]:
+    """Give how a strategy's options are chosen, for those that are."""
+    grids = {key: value["select"] for key, value in strategy.items() if is_grid(value)}
+    if grids:
+        return {"options": grids, **config.selection.model_dump()}
+    return {"validation": config.selection.validation} if continual_option(strategy) else {}
+
+
 def _cell(
-    config: Forgetting, label: str, seed: int, strategy: dict[str, Any], benchmark: dict[str, Any] | None = None
+    config: Forgetting,
+    label: str,
+    seed: int,
+    strategy: dict[str, Any],
+    held_out: float | None = None,
+    selection: dict[str, Any] | None = None,
 ) -> Cell:
     data = resolved(config)
     settings = {key: data[key] for key in ("experiment", "benchmark", "model", "training")}
-    settings["benchmark"] = settings["benchmark"] | (benchmark or {})
-    if continual_option(strategy):
-        settings["held_out"] = config.selection.validation
+    if held_out is not None:
+        settings["benchmark"] = settings["benchmark"] | {"validation": held_out}
+    if selection:
+        settings["selection"] = selection
     return Cell(label, seed, settings | {"strategy": strategy})

@@ -8,7 +8,7 @@ import pandas as pd
 
 from mas.experiments.errors import UserError
 from mas.experiments.report import percent
-from mas.experiments.results import read_folder
+from mas.experiments.results import Results, read_folder
 from mas.experiments.summary import compare_runs
 
 HEADINGS = ["strategy", "score", "difference", "seeds", "p", "p (Holm)"]
@@ -36,9 +36,11 @@ def compare_folders(first: Path, second: Path) -> Comparison:
         )
     table = compare_runs(a.records, b.records)
     if not table["n"].any():
-        raise UserError(f"{first} and {second} share no seed; only the same seeds can be paired")
+        raise UserError(f"{first} and {second} share no seed that finished; only the same seeds can be paired")
     only = [f"only in {f}: {_listed(x)}" for f, x in ((first, a_labels - b_labels), (second, b_labels - a_labels)) if x]
-    return Comparison(table, [*_changes(a_config, b_config), *only])
+    del a_config["strategies"], b_config["strategies"]  # those of the cells say what was chosen too
+    changes = [line for label in a_labels & b_labels for line in _changes(_told(a, label), _told(b, label), label)]
+    return Comparison(table, [*_changes(a_config, b_config), *sorted(changes), *only])
 
 
 def comparison_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -54,11 +56,13 @@ def _listed(labels: set[str]) -> str:
     return ", ".join(sorted(labels)) or "no finished cell"
 
 
+def _told(results: Results, label: str) -> dict[str, Any]:
+    settings = next(r["settings"] for r in results.records if r["label"] == label)
+    return settings["strategy"] | {"selection": settings.get("selection")}
+
+
 def _changes(a: Any, b: Any, key: str = "") -> list[str]:
     """Give a line for each setting that differs."""
     if isinstance(a, dict) and isinstance(b, dict):
         return [line for k in {**a, **b} for line in _changes(a.get(k), b.get(k), f"{key}.{k}".lstrip("."))]
-    if key == "strategies":
-        a, b = ({s.get("label") or s["name"]: s for s in side} for side in (a, b))
-        return [line for k in a if k in b for line in _changes(a[k], b[k], f"{key}.{k}")]
     return [f"{key}: {a} → {b}"] if a != b else []

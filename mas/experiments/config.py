@@ -12,7 +12,7 @@ from mas.benchmarks import DATASETS, STREAMS, set_data_root
 from mas.experiments.errors import UserError
 from mas.experiments.models import MODELS, model_for
 from mas.experiments.options import Options, models_of
-from mas.experiments.selection import Continual, at_start, candidates, continual_option, has_grid, selectable
+from mas.experiments.selection import Continual, Grid, at_start, candidates, continual_option, has_grid, selectable
 from mas.experiments.source import Key, Source, nearest
 from mas.experiments.training import make_strategy
 from mas.strategies import STRATEGIES, DataName
@@ -139,10 +139,16 @@ def load_config(
     _check_momentum(config, source)
     _check_selection(config, source)
     if root := data_root or config.data_root:
-        set_data_root(root)
+        _look_in(Path(root).expanduser())
     if try_data:
         _try(config, source)
     return config
+
+
+def _look_in(root: Path) -> None:
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder for data sets; make it first, and they are downloaded into it")
+    set_data_root(root)
 
 
 def resolved(config: Forgetting) -> dict[str, Any]:
@@ -168,8 +174,11 @@ def _check_momentum(config: Forgetting, source: Source) -> None:
 def _check_selection(config: Forgetting, source: Source) -> None:
     for i, strategy in enumerate(config.strategies):
         options = strategy.model_dump()
-        if not has_grid(options) and not continual_option(options):
+        if not _selects(options):
             continue
+        if has_grid(options) and continual_option(options):
+            where = source.where(("strategies", i))
+            raise UserError(f"{where}: found both a list and continual to select from; allowed: one way in a strategy")
         if config.benchmark.validation:
             where = source.where(("benchmark", "validation"))
             raise UserError(f"{where}: strategies[{i}] holds out data by selection.validation; leave this out")
@@ -178,12 +187,19 @@ def _check_selection(config: Forgetting, source: Source) -> None:
             raise UserError(f"{where}: found {min(both)}, for which results are reported; allowed: other seeds")
 
 
+def _selects(options: dict[str, Any]) -> bool:
+    return has_grid(options) or continual_option(options) is not None
+
+
 def _try(config: Forgetting, source: Source) -> None:
     """Build benchmark, model and strategies once: only they can tell what the data hold, and whether all fit."""
     options = config.benchmark.model_dump(exclude={"stream"})
     _check_datasets(options, source)
     with _said_at(source, ("benchmark",)):
         benchmark = STREAMS[config.benchmark.stream](**options)
+    if any(_selects(strategy.model_dump()) for strategy in config.strategies):
+        with _said_at(source, ("selection", "validation")):
+            STREAMS[config.benchmark.stream](**options | {"validation": config.selection.validation})
     with _said_at(source, ("model",)):
         model = model_for(benchmark, config.model.model_dump(), seed=0)
     training = config.training.model_dump() | {"device": "cpu"}
@@ -205,7 +221,7 @@ def _said_at(source: Source, key: Key) -> Iterator[None]:
 
 def _check_datasets(options: dict[str, Any], source: Source) -> None:
     for key, name in _named_datasets(options):
-        if name not in DATASETS:
+        if not isinstance(name, str) or name not in DATASETS:
             where = source.where(("benchmark", *key))
             raise UserError(
                 f"{where}: found {name!r}{nearest(str(name), list(DATASETS))}; allowed: {', '.join(DATASETS)}"
@@ -269,18 +285,22 @@ def _complaint(key: Key, item: Any, data: Any) -> tuple[str, str]:
     if kind == "extra_forbidden":
         return f"unknown key{nearest(str(key[-1]), known)}", ", ".join(known)
     if kind in ("missing", "union_tag_not_found"):
-        return "missing", ", ".join(known) or "every config has it"
+        return "missing", ", ".join(known) or _WANTED.get(str(key[-1]), "every config has it")
     if kind == "invalid_key":
         return f"found the key {value!r}", "keys that are text"
     value = item.get("ctx", {}).get("tag", value)
     if known:
         return f"found {value!r}{nearest(str(value), known)}", ", ".join(known)
+    if key[-1] == "select" and kind == "list_type":
+        return f"found {value!r}", _WANTED["select"]
     plain = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return f"found {value!r}", _SAID_PLAINLY.get(kind, plain)
 
 
+_WANTED = {"select": "a list of values; for lam also continual"}
 _SAID_PLAINLY = {
     **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "a map, such as {name: ...}"),
+    "too_short": "a longer list",
     "string_pattern_mismatch": "letters, digits and _ . + - (it names files)",
 }
 
@@ -307,5 +327,6 @@ def _known_keys(key: Key, data: Any) -> list[str]:
     for part in key:
         data = data[part]
     if key[0] == "strategies" and len(key) > 2:
-        return list(Continual.model_fields)
+        continually = key[-1] == "lam" and data.get("select") == "continual"
+        return list((Continual if continually else Grid).model_fields)
     return list(models[data.get(tag, next(iter(models)))].model_fields)

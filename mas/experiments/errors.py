@@ -11,3 +11,6 @@ class UserError(Exception):
 
 class DivergedError(Exception):
     """Training left the finite numbers; the message says where."""
+
+
+BLOW_UPS = (DivergedError, FloatingPointError)  # what ends a cell as diverged; the library raises the second

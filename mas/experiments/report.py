@@ -25,6 +25,7 @@ from mas.experiments.summary import (
     as_matrix,
     best_label,
     comparison_table,
+    naive_label,
     reference_of,
     results_table,
     summary_table,
@@ -45,6 +46,7 @@ HEADINGS = {
     "learning": "learning acc.",
     "intransigence": "intransigence",
     "seconds": "seconds",
+    "seeds": "seeds",
 }
 
 
@@ -69,16 +71,17 @@ def write_report(store: Store, config: dict[str, Any], results: Results) -> list
     for name, picture in figures.items():
         store.write(f"figures/{name}.png", picture)
     _drop_old_figures(store.folder / "figures", set(figures))
-    rows = table_rows(tables["summary"], tables["comparisons"])
+    rows = table_rows(tables["summary"], tables["comparisons"], naive_label(records))
     store.write("report.html", _page(store.folder.name, config, records, rows, tables["selection"], figures))
     return rows
 
 
-def table_rows(summary: pd.DataFrame, comparisons: pd.DataFrame) -> list[Row]:
+def table_rows(summary: pd.DataFrame, comparisons: pd.DataFrame, naive: str | None = BASELINE) -> list[Row]:
     """Give the table that people read: per strategy, every score in percent with its interval.
 
-    A score that was not measured is "–"; "diverged" says how many seeds did, or is empty. A
-    difference has a star where it is significant: p below 0.05 after Holm's adjustment.
+    A score that was not measured is "–"; "seeds" says how many enter the means, "diverged" how many
+    do not, or is empty. A difference has a star where it is significant: p below 0.05 after Holm's
+    adjustment.
     """
     rows: list[Row] = []
     for label, own in summary.groupby("strategy", sort=False):
@@ -86,7 +89,8 @@ def table_rows(summary: pd.DataFrame, comparisons: pd.DataFrame) -> list[Row]:
         shares = [score for score in HEADINGS if score in scores.index and score != "seconds"]
         cells = {score: percent(*scores.loc[score, ["mean", "ci_low", "ci_high"]]) for score in shares}
         cells["seconds"] = f"{scores.loc['seconds', 'mean']:.1f}"
-        cells |= _differences(comparisons[comparisons.strategy == label])
+        cells |= _differences(comparisons[comparisons.strategy == label], naive)
+        cells["seeds"] = str(int(scores.loc["ACC", "n"])) if "ACC" in scores.index else "0"
         share, seeds = scores.loc["diverged", "mean"], scores.loc["diverged", "n"]
         cells["diverged"] = f"{round(share * seeds)} of {seeds}" if share else ""
         rows.append((str(label), cells))
@@ -111,10 +115,10 @@ def draw_figures(records: Sequence[Record]) -> dict[str, bytes]:
     return {name: _png(figure) for name, figure in figures.items()}
 
 
-def _differences(own: pd.DataFrame) -> dict[str, str]:
+def _differences(own: pd.DataFrame, naive: str | None) -> dict[str, str]:
     cells = {}
     for other, score, *interval, p in own[["against", "score", *_INTERVAL, "p_holm"]].itertuples(index=False):
-        cells[f"{score}-{BASELINE if other == BASELINE else 'best'}"] = percent(*interval) + ("*" if p < 0.05 else "")
+        cells[f"{score}-{BASELINE if other == naive else 'best'}"] = percent(*interval) + ("*" if p < 0.05 else "")
     return cells
 
 
@@ -203,7 +207,7 @@ def _page(
             reference=reference_of(records),
             diverged=[r for r in records if r["status"] == "diverged"],
             any_diverged=any(cells["diverged"] for _, cells in rows),
-            selection=_tried(selection),
+            selection=tried_rows(selection),
             tuned=_tuned(selection),
             figures={key: base64.b64encode(picture).decode() for key, picture in figures.items()},
             config=yaml.safe_dump(config, sort_keys=False),
@@ -211,18 +215,41 @@ def _page(
     )
 
 
-def _tried(selection: pd.DataFrame) -> list[dict[str, Any]]:
-    """Give a row per value of a grid: its mean ACC, what it cost, whether it was chosen and lies at an end."""
+def tried_rows(selection: pd.DataFrame) -> list[dict[str, Any]]:
+    """Give a row per value of a grid: its mean ACC, what it cost, whether it was chosen, and a remark.
+
+    The remark says where a number that was chosen is the least or the greatest tried, and where
+    others did as well.
+    """
     rows = []
     for label, own in selection[selection["experience"].isna()].groupby("strategy", sort=False):
-        values = list(dict.fromkeys(own["value"]))
-        for value in values:
+        means = own.groupby("value", sort=False)["ACC"].mean()
+        means[own[own["ACC"].isna()]["value"].unique()] = np.nan  # diverged with a seed
+        for value, acc in means.items():
             its = own[own["value"] == value]
-            acc = percent(its["ACC"].mean(skipna=False), np.nan, np.nan)
-            row = {"strategy": label, "value": value, "ACC": acc, "seconds": f"{its['seconds'].sum():.0f}"}
-            ends = bool(its["chosen"].all()) and value in (values[0], values[-1])
-            rows.append(row | {"chosen": bool(its["chosen"].all()), "end": ends})
+            chosen = bool(its["chosen"].all())
+            row = {"strategy": label, "value": value, "ACC": percent(acc, np.nan, np.nan), "chosen": chosen}
+            remark = _remark(str(value), [str(v) for v in means.index], (means == acc).sum()) if chosen else ""
+            rows.append(row | {"seconds": f"{its['seconds'].sum():.0f}", "remark": remark})
     return rows
+
+
+def _remark(chosen: str, tried: Sequence[str], as_good: int) -> str:
+    parts = [[part.partition("=") for part in value.split(",")] for value in (chosen, *tried)]
+    ends = []
+    for i, (name, _, own) in enumerate(parts[0]):
+        if _number(own) is not None:
+            others = {_number(value[i][2]) for value in parts[1:]}
+            if len(others) > 1 and _number(own) in (min(others), max(others)):  # type: ignore[type-var]
+                ends.append(f"{name} at an end of what was tried: better values may lie beyond")
+    return "; ".join([*ends, *([f"{as_good} did as well"] if as_good > 1 else [])])
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _tuned(selection: pd.DataFrame) -> list[dict[str, Any]]:
@@ -232,7 +259,10 @@ def _tuned(selection: pd.DataFrame) -> list[dict[str, Any]]:
         {
             "strategy": label,
             "experience": experience,
-            "values": ", ".join(f"{float(v.partition('=')[2]):.3g}" for v in own[own["chosen"]]["value"]),
+            "values": ", ".join(
+                f"{seed}: {float(value.partition('=')[2]):.3g}"
+                for seed, value in own[own["chosen"]][["seed", "value"]].itertuples(index=False)
+            ),
             "tries": f"{len(own) / own['seed'].nunique():.1f}",
             "seconds": f"{own['seconds'].sum():.0f}",
         }

@@ -7,7 +7,7 @@ from typing import Any
 from mas.experiments.cells import Cell, expand, tries_of
 from mas.experiments.config import Forgetting, load_config, resolved
 from mas.experiments.errors import UserError
-from mas.experiments.selection import Choice, Record, Tries, best, has_grid
+from mas.experiments.selection import Choice, Record, Tries, best
 from mas.experiments.store import Store
 
 
@@ -33,11 +33,16 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], Results]:
 
 
 def read_results(config: Forgetting, store: Store) -> Results:
-    """Give what the finished cells of a config gave, in the config's order."""
+    """Give what the finished cells of a config gave, in the config's order.
+
+    Raises:
+        UserError: cells of these names were run with other settings.
+    """
     tries = read_tries(config, store)
     chosen = choices(config, tries)
-    cells = sorted(settled(expand(config, chosen)), key=lambda cell: config.labels().index(cell.label))
-    return Results([record for cell in cells if (record := store.finished(cell))], tries, chosen)
+    cells = sorted(expand(config, chosen), key=lambda cell: config.labels().index(cell.label))
+    store.refuse_others(cells)
+    return Results([record for cell in settled(cells) if (record := store.finished(cell))], tries, chosen)
 
 
 def read_tries(config: Forgetting, store: Store) -> dict[str, Tries]:
@@ -57,4 +62,4 @@ def choices(config: Forgetting, tries: dict[str, Tries]) -> dict[str, Choice]:
 
 def settled(cells: list[Cell]) -> list[Cell]:
     """Leave out cells that wait for a choice."""
-    return [cell for cell in cells if not has_grid(cell.settings["strategy"])]
+    return [cell for cell in cells if not cell.waits]

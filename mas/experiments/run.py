@@ -1,5 +1,6 @@
 """The main job: cells that are not done yet are trained; those first that choose settings."""
 
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mas.benchmarks import fingerprint
 from mas.experiments.cell import run_cell
 from mas.experiments.cells import Cell, expand, tries_of
 from mas.experiments.config import Forgetting, resolved
@@ -50,12 +52,12 @@ def run_experiment(
     store, workers = Store(folder), workers or default_workers()
     tries = [cell for own in tries_of(config).values() for _, cells in own for cell in cells]
     before = [*tries, *_to_report(config, store)]
-    store.claim(resolved(config), before)
+    store.claim(resolved(config), before, _fingerprints(config))
     kept = sum(store.finished(cell) is not None for cell in before)
     failed = _train_all(tries, store, workers, announce)
     cells = _to_report(config, store)
     store.refuse_others(cells)
-    failed += _train_all(cells, store, workers, announce)
+    failed += _train_all(settled(cells), store, workers, announce)
     results = read_results(config, store)
     if not failed:
         failed = [f"{x}: every value tried diverged; give others" for x in results.tries if x not in results.chosen]
@@ -68,7 +70,13 @@ def default_workers() -> int:
 
 
 def _to_report(config: Forgetting, store: Store) -> list[Cell]:
-    return settled(expand(config, choices(config, read_tries(config, store))))
+    return expand(config, choices(config, read_tries(config, store)))
+
+
+def _fingerprints(config: Forgetting) -> dict[str, str]:
+    options = config.benchmark.model_dump()
+    specs = options["datasets"] if "datasets" in options else [options["dataset"]]
+    return {spec if isinstance(spec, str) else json.dumps(spec): fingerprint(spec) for spec in specs}
 
 
 def _train_all(cells: list[Cell], store: Store, workers: int, announce: Announce) -> list[str]:

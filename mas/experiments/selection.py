@@ -19,6 +19,7 @@ from pydantic import Discriminator, Field, Tag, create_model, field_validator
 
 from mas.experiments.options import Options
 from mas.forgetting import forgetting_scores
+from mas.penalty import QuadraticPenalty
 from mas.strategies import ImportancePlugin
 
 T = TypeVar("T")
@@ -49,8 +50,10 @@ class Continual(Options):
     Before each experience but the first a copy of the network learns it unprotected: the accuracy
     A* on its held-out data is the most that plasticity can reach. Then copies learn it with the
     strength ``start``, ``start · decay``, ... until the accuracy is at least (1 − ``drop``) A*. With
-    that strength the network itself then learns the whole experience. The learning rate, which the
-    paper chooses in the first step, is the config's.
+    that strength the network itself then learns the whole experience; the next begins at ``start`` again.
+    The learning rate, which the paper chooses in the first step, is the config's. Streams that show
+    the same images in each experience (permuted, rotated) hold out the same ones each time: the
+    network has seen them before, in another form.
     """
 
     select: Literal["continual"]
@@ -76,13 +79,18 @@ def candidates(strategy: dict[str, Any]) -> list[Choice]:
     >>> candidates({"name": "mas", "lam": {"select": [1, 10]}, "norm": "l2"})
     [{'lam': 1}, {'lam': 10}]
     """
-    grids = {key: value["select"] for key, value in strategy.items() if _is_grid(value)}
+    grids = {key: value["select"] for key, value in strategy.items() if is_grid(value)}
     return [dict(zip(grids, values, strict=True)) for values in itertools.product(*grids.values())]
+
+
+def is_grid(value: Any) -> bool:
+    """Say whether an option's value is to be chosen from a list."""
+    return isinstance(value, dict) and isinstance(value.get("select"), list)
 
 
 def has_grid(strategy: dict[str, Any]) -> bool:
     """Say whether an option of a strategy is chosen from a list."""
-    return any(_is_grid(value) for value in strategy.values())
+    return any(is_grid(value) for value in strategy.values())
 
 
 def best(tries: Tries) -> Choice | None:
@@ -137,25 +145,31 @@ def at_start(strategy: dict[str, Any]) -> dict[str, Any]:
     return strategy | {"lam": settings["start"]} if settings else strategy
 
 
-def tune(strategy: Any, settings: Record, accuracy_of: Callable[[Any], float]) -> list[Record]:
+def penalty_of(strategy: Any) -> QuadraticPenalty:
+    """Give the penalty of a strategy that has one."""
+    (plugin,) = (p for p in strategy.plugins if isinstance(p, ImportancePlugin))
+    return plugin.penalty
+
+
+def tune(strategy: Any, settings: Record, unit: float, accuracy_of: Callable[[Any], float]) -> list[Record]:
     """Set the strength for the experience to come, as `Continual` says.
 
     Args:
         strategy: with an `ImportancePlugin`; only its penalty's strength changes.
         settings: of `Continual`.
+        unit: the penalty's strength for λ = 1 (EWC's is ½).
         accuracy_of: trains a strategy (a copy) on the experience to come, but for what is held
             out, and gives the accuracy on that; NaN if it diverged.
 
     Returns:
         Every try: ``strength`` (λ), ``accuracy`` and ``seconds``; the last was taken.
     """
-    (plugin,) = (p for p in strategy.plugins if isinstance(p, ImportancePlugin))
-    if not plugin.penalty.importance:  # nothing to protect yet
+    penalty = penalty_of(strategy)
+    if not penalty.importance:  # nothing to protect yet
         return []
-    whole = plugin.penalty.strength  # that of λ = start: EWC's has a ½
     tries: list[Record] = []
     for lam in _falling(settings):
-        plugin.penalty.strength = whole * (lam / settings["start"])
+        penalty.strength = unit * lam
         begun = time.perf_counter()
         accuracy = accuracy_of(deepcopy(strategy))
         tries.append({"strength": lam, "accuracy": accuracy, "seconds": round(time.perf_counter() - begun, 3)})
@@ -181,10 +195,6 @@ def _kind(value: Any) -> str:
 
 def _value_or_grid(value: Any) -> str:
     return "grid" if isinstance(value, dict | Grid) else "value"
-
-
-def _is_grid(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("select"), list)
 
 
 def _acc(record: Record) -> float:

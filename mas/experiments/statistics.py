@@ -1,6 +1,5 @@
 """Intervals and tests over seeds, a seed being one draw of weights, order and stream."""
 
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,37 +21,48 @@ class Mean(NamedTuple):
 
 
 def mean_and_interval(values: Any) -> Mean:
-    """Give the mean and its 95 % bootstrap interval (BCa, 9,999 resamples, the same draw each time).
+    """Give the mean and its 95 % bootstrap interval, 9,999 resamples, the same draw each time.
 
-    NaNs are left out; with fewer than two values there is no interval. With few seeds a bootstrap
-    interval is narrower than it should be, by about a fifth at 5 and a tenth at 10.
+    It is the expanded percentile interval: a plain one is too narrow by the spread that a resample
+    lacks, √((n−1)/n), and by what the normal distribution lacks against Student's t, so its level is
+    raised by both. Of normal samples it then covers 93 % at 5 values and 94 % at 10; but no resample
+    lies beyond the greatest value, so that it covers only three quarters at 3, and half at 2.
 
-    Source: Efron 1987.
+    NaNs are left out; with fewer than two values there is no interval.
+
+    Source: Hesterberg 2015, What teachers should know about the bootstrap, sec. 3.2.
 
     >>> mean_and_interval([1.0])
     Mean(mean=1.0, ci_low=nan, ci_high=nan, n=1)
     """
     x = _numbers(values)
-    if len(x) < 2:
-        return Mean(float(x.mean()) if len(x) else np.nan, np.nan, np.nan, len(x))
-    if np.ptp(x) == 0:
-        return Mean(float(x[0]), float(x[0]), float(x[0]), len(x))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # two or three values may leave BCa without an acceleration
-        draw = stats.bootstrap((x,), np.mean, n_resamples=_RESAMPLES, rng=np.random.default_rng(0))
-        low, high = draw.confidence_interval
-        if np.isnan([low, high]).any():
-            low, high = np.quantile(draw.bootstrap_distribution, [0.025, 0.975])
-    return Mean(float(x.mean()), float(low), float(high), len(x))
+    n = len(x)
+    if n < 2:
+        return Mean(float(x.mean()) if n else np.nan, np.nan, np.nan, n)
+    if _constant(x):
+        return Mean(float(x.mean()), float(x.min()), float(x.max()), n)
+    tail = stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf(0.025, n - 1))
+    draw = stats.bootstrap(
+        (x,),
+        np.mean,
+        n_resamples=_RESAMPLES,
+        confidence_level=1 - 2 * tail,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    low, high = draw.confidence_interval
+    return Mean(float(x.mean()), float(low), float(high), n)
 
 
 def paired_p(differences: Any) -> float:
-    """Give the two-sided p-value of the paired t-test, from the differences of pairs; NaN with fewer than two."""
+    """Give the two-sided p-value of the paired t-test, from the differences of pairs.
+
+    NaN where nothing can be tested: with fewer than three pairs, or where all differ alike (a
+    difference of one image in each has no spread to hold it against).
+    """
     x = _numbers(differences)
-    if len(x) < 2:
+    if len(x) < 3 or _constant(x):
         return np.nan
-    if np.ptp(x) == 0:
-        return 0.0 if x[0] else 1.0
     return float(stats.ttest_1samp(x, 0.0).pvalue)
 
 
@@ -75,3 +85,8 @@ def holm(p_values: Any) -> Vector:
 def _numbers(values: Any) -> Vector:
     x = np.asarray(values, dtype=np.float64)
     return x[~np.isnan(x)]
+
+
+def _constant(x: Vector) -> bool:
+    """Say whether all are the same but for rounding."""
+    return bool(np.ptp(x) <= 1e-12 * max(1.0, float(np.abs(x).max())))

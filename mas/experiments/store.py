@@ -1,9 +1,10 @@
 """Where results live: one folder a run, one file a cell, each written whole or not at all.
 
 runs/<name>/config.yaml       the resolved config
-            environment.json  versions, commit, processor
+            environment.json  versions, commit, processor: a list, as cells may be trained one after another
+            data.json         fingerprints of the data sets
             cells/<id>.json   what one cell gave, with its settings
-            results.csv  summary.csv  figures/  report.html    made from the cells
+            results.csv  summary.csv  comparisons.csv  selection.csv  figures/  report.html    made from the cells
 """
 
 import json
@@ -30,12 +31,17 @@ class Store:
         self.folder = folder
         self.cells = folder / "cells"
 
-    def claim(self, config: dict[str, Any], cells: list[Cell]) -> None:
+    def claim(self, config: dict[str, Any], cells: list[Cell], data: dict[str, str]) -> None:
         """Take the folder for a config, or raise if it holds anything else; then write the config.
+
+        Args:
+            config: resolved.
+            cells: all of the config.
+            data: fingerprint by data set, see `mas.benchmarks.fingerprint`.
 
         Raises:
             UserError: the path is a file, the folder holds no run of ours, or cells of the same
-                name with other settings.
+                name with other settings or of other data.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{self.folder}: is a file; expected a folder for results: choose another with --output")
@@ -44,10 +50,13 @@ class Store:
                 f"{self.folder}: holds other files and no config.yaml of a run; choose another folder with --output"
             )
         self.refuse_others(cells)
+        self._refuse_other_data(data)
         try:
             self.cells.mkdir(parents=True, exist_ok=True)
             self.write("config.yaml", yaml.safe_dump(config, sort_keys=False))
-            self.write("environment.json", json.dumps(environment(), indent=2) + "\n")
+            self.write("data.json", json.dumps(data, indent=2) + "\n")
+            if any(self.finished(cell) is None for cell in cells):
+                self._note_environment()
         except OSError as error:
             raise UserError(
                 f"{self.folder}: cannot be written: {error.strerror}; choose another folder with --output"
@@ -61,8 +70,13 @@ class Store:
         """
         for cell in cells:
             before = self.finished(cell)
-            if before is not None and before["settings"] != cell.settings:
-                key, there, here = _first_difference(before["settings"], cell.settings)
+            if before is None:
+                continue
+            expected = cell.settings
+            if cell.waits:  # what was chosen then cannot be compared; how it was chosen is a setting of its own
+                expected = expected | {"strategy": before["settings"]["strategy"]}
+            if before["settings"] != expected:
+                key, there, here = _first_difference(before["settings"], expected)
                 raise UserError(
                     f"{self.folder}: holds other results: {key} is {there} there and {here} here; "
                     "choose another folder with --output, or delete this one"
@@ -92,6 +106,28 @@ class Store:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+    def _refuse_other_data(self, data: dict[str, str]) -> None:
+        known = self._read("data.json", {})
+        for name, fingerprint in data.items():
+            if known.get(name, fingerprint) != fingerprint:
+                raise UserError(
+                    f"{self.folder}: holds results on other images called {name}; "
+                    "give the same --data, or choose another folder with --output"
+                )
+
+    def _note_environment(self) -> None:
+        """Add what cells are trained with from now on, where it is not what they were trained with last."""
+        known, now = self._read("environment.json", []), environment()
+        if known[-1:] != [now]:
+            self.write("environment.json", json.dumps([*known, now], indent=2) + "\n")
+
+    def _read(self, name: str, default: Any) -> Any:
+        path = self.folder / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+        except ValueError:
+            raise UserError(f"{path}: is damaged; delete it and run again") from None
 
 
 def environment() -> dict[str, Any]:

@@ -154,12 +154,47 @@ def test_set_changes_values_anywhere(write):
         (
             "lam: 1.0",
             "norm: {select: continual}",
-            "c.yaml:7: strategies[1].norm.select: found 'continual'; allowed: a valid list",
+            "c.yaml:7: strategies[1].norm.select: found 'continual'; allowed: a list of values",
         ),
         (
             "lam: 10000.0",
             "labels: empirical, data: test, lam: {select: [1, 2]}",
             "c.yaml:8: strategies[2]: labels='empirical' would look at test labels",
+        ),
+        (
+            "lam: 1.0",
+            "lam: {select: auto}",
+            "c.yaml:7: strategies[1].lam.select: found 'auto'; allowed: a list of values; for lam",
+        ),
+        (
+            "lam: 1.0",
+            "lam: {select: [1, 2], start: 3}",
+            "c.yaml:7: strategies[1].lam.start: unknown key; allowed: select",
+        ),
+        (
+            "lam: 1.0",
+            "lam: {select: [1, 2]}, norm: {select: [l2, squared_l2]}, factor: {select: continual}",
+            "c.yaml:7: strategies[1].factor.select: found 'continual'; allowed: a list of values",
+        ),
+        (
+            "dataset: digits",
+            "dataset: {name: [digits]}",
+            "c.yaml:2: benchmark.dataset.name: found ['digits'], did you mean 'digits'?; allowed:",
+        ),
+        (
+            "dataset: digits",
+            "dataset: {name: image_folder, path: [1]}",
+            "c.yaml:2: benchmark: dataset image_folder: path is [1]; give text or a number",
+        ),
+        (
+            "benchmark: {stream: split, dataset: digits, experiences: 5, scenario: domain}",
+            "benchmark: {stream: instances, dataset: digits, experiences: 1000}",
+            "c.yaml:2: benchmark: experiences is 1000; a class has",
+        ),
+        (
+            "benchmark: {stream: split, dataset: digits, experiences: 5, scenario: domain}",
+            "benchmark: {stream: sequence, datasets: []}",
+            "c.yaml:2: benchmark.datasets: found []; allowed: a longer list",
         ),
         ("lam: 1.0", "data: tset", "c.yaml:7: strategies[1].data: found 'tset', did you mean 'test'?; allowed: train"),
         (
@@ -241,9 +276,22 @@ def test_a_strategy_that_does_not_fit_the_scenario_is_said(write):
     ]
 
 
+def test_one_way_to_choose_in_a_strategy(write):
+    text = GOOD.replace("lam: 1.0", "lam: {select: continual}, norm: {select: [l2, squared_l2]}")
+    assert complaints(write(text)) == [
+        "c.yaml:7: strategies[1]: found both a list and continual to select from; allowed: one way in a strategy"
+    ]
+
+
+def test_held_out_data_must_be_enough(write):
+    text = GOOD.replace("lam: 1.0", "lam: {select: [1, 2]}")
+    (line,) = complaints(write(text), "selection.validation=0.001")
+    assert line.startswith("--set selection.validation=0.001: selection.validation: validation is 0.001; 1437 images")
+
+
 def test_a_misspelt_select_is_said(write):
     found = complaints(write(GOOD.replace("lam: 1.0", "lam: {selct: [1, 2]}")))
-    assert "c.yaml:7: strategies[1].lam.selct: unknown key, did you mean 'select'?; allowed: select, start" in found[1]
+    assert "c.yaml:7: strategies[1].lam.selct: unknown key, did you mean 'select'?; allowed: select" in found
 
 
 def test_seeds_that_choose_are_not_those_that_report(write):
@@ -256,13 +304,18 @@ def test_seeds_that_choose_are_not_those_that_report(write):
 
 
 def test_data_root_of_the_command_line_comes_first(write, monkeypatch, tmp_path):
+    inside, given = tmp_path / "in_config", tmp_path / "given"
     monkeypatch.setenv("MAS_DATA", "/elsewhere")
     load_config(write(GOOD))
     assert data_root() == Path("/elsewhere")
-    load_config(write(GOOD), ["data_root=/in_config"])
-    assert data_root() == Path("/in_config")
-    load_config(write(GOOD), ["data_root=/in_config"], tmp_path)
-    assert data_root() == tmp_path
+    with pytest.raises(UserError, match="given: no such folder for data sets; make it first"):
+        load_config(write(GOOD), data_root=given)
+    for folder in (inside, given):
+        folder.mkdir()
+    load_config(write(GOOD), [f"data_root={inside}"])
+    assert data_root() == inside
+    load_config(write(GOOD), [f"data_root={inside}"], given)
+    assert data_root() == given
 
 
 def test_1e_3_is_a_number(write):

@@ -35,6 +35,7 @@ from mas.experiments.summary import (
     scores_table,
     summary_table,
 )
+from tests.data import make_folder
 
 TEXT = """\
 experiment: forgetting
@@ -341,13 +342,13 @@ def test_law_11_diverged_cells_enter_no_mean_and_are_shown():
 def test_law_11_where_every_seed_diverged_there_is_no_number(tmp_path):
     given = [*records([0.5, 0.6]), *records([0.5, 0.6], "mas", diverged={0, 1})]
     rows = dict(write_report(Store(tmp_path / "r"), {"x": 1}, Results(given, {}, {})))
-    assert rows["mas"] == {"seconds": "1.0", "diverged": "2 of 2"}
+    assert rows["mas"] == {"seconds": "1.0", "seeds": "0", "diverged": "2 of 2"}
     page = (tmp_path / "r" / "report.html").read_text()
     assert "2 of 2" in page
     assert "mas, seed 1: loss is nan" in page
     assert not (tmp_path / "r" / "figures" / "matrix_mas.png").exists()
     everything = write_report(Store(tmp_path / "s"), {"x": 1}, Results(records([0.5], diverged={0}), {}, {}))
-    assert everything == [("naive", {"seconds": "1.0", "diverged": "1 of 1"})]
+    assert everything == [("naive", {"seconds": "1.0", "seeds": "0", "diverged": "1 of 1"})]
 
 
 # Statistics and tables.
@@ -383,6 +384,26 @@ def test_holm_adjusts_for_the_strategies_compared():
     assert sorted(own["p_holm"]) == pytest.approx(sorted([2 * low, max(high, 2 * low)]))
 
 
+def test_naive_is_naive_by_whatever_name():
+    finetune, naive = records([0.4, 0.5, 0.7]), records([0.5, 0.6, 0.9], "mas")
+    for r in finetune:
+        r["label"] = "finetune"
+    for r in naive:
+        r["label"] = "naive"
+    table = comparison_table([*finetune, *naive])
+    assert set(table.against) == {"finetune", "naive"}
+    rows = dict(table_rows(summary_table([*finetune, *naive]), table, "finetune"))
+    assert rows["naive"]["ACC-naive"] != "–"
+    assert "ACC-naive" not in rows["finetune"]
+
+
+def test_the_best_has_all_seeds():
+    given = [*records([0.8] * 5, "mas"), *records([0.9] * 5, "ewc", diverged={1, 2, 3, 4})]
+    assert best_label(given) == "mas"
+    rows = dict(table_rows(summary_table(given), comparison_table(given)))
+    assert (rows["mas"]["seeds"], rows["ewc"]["seeds"], rows["ewc"]["diverged"]) == ("5", "1", "4 of 5")
+
+
 def test_the_best_is_no_ceiling():
     given = [*records([0.4, 0.5]), *records([0.6, 0.7], "mas"), *records([0.8, 0.9], "joint")]
     assert best_label(given) == "mas"
@@ -402,6 +423,7 @@ def test_intransigence_is_against_the_ceiling_of_the_same_seed():
     table = scores_table([*naive, *joint, *cumulative])["intransigence"]
     assert table["naive"].tolist() == pytest.approx([0.3 / 2, 0.3 / 2])
     assert np.isnan(scores_table(naive)["intransigence"]).all()
+    assert reference_of([*naive, *joint, cumulative[0]]) == "joint"  # which has more seeds
 
 
 # What a run writes.
@@ -468,8 +490,29 @@ def test_config_and_environment_are_kept(config, finished):
     folder = finished[0]
     assert yaml.safe_load((folder / "config.yaml").read_text()) == resolved(config)
     environment = json.loads((folder / "environment.json").read_text())
-    assert environment["packages"]["torch"] == torch.__version__.split("+")[0]
-    assert {"git_commit", "processor", "python"} <= environment.keys()
+    assert len(environment) == 1  # nothing was trained with anything else
+    assert environment[0]["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert {"git_commit", "processor", "python"} <= environment[0].keys()
+
+
+def test_another_environment_is_added_where_more_is_trained(config_file, tmp_path, monkeypatch):
+    folder = tmp_path / "r"
+    for number, seeds in enumerate((1, 1, 2)):
+        monkeypatch.setattr("mas.experiments.store.environment", lambda number=number: {"python": str(number)})
+        run_experiment(load_config(config_file, [f"seeds={seeds}"]), folder, workers=1)
+    assert json.loads((folder / "environment.json").read_text()) == [{"python": "0"}, {"python": "2"}]
+
+
+def test_other_images_of_the_same_name_are_other_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAS_CACHE", str(tmp_path / "cache"))
+    text = TEXT.replace("dataset: digits", "dataset: {name: image_folder, path: photos, size: 8}")
+    (tmp_path / "c.yaml").write_text(text.replace("seeds: 2", "seeds: 1"))
+    for number, root in enumerate((tmp_path / "a", tmp_path / "b")):
+        make_folder(root / "photos", {"x": 3, "y": 3}, shade=10 * number)
+    run_experiment(load_config(tmp_path / "c.yaml", data_root=tmp_path / "a"), tmp_path / "r", workers=1)
+    config = load_config(tmp_path / "c.yaml", data_root=tmp_path / "b")
+    with pytest.raises(UserError, match=r"holds results on other images called .*photos.*; give the same --data"):
+        run_experiment(config, tmp_path / "r", workers=1)
 
 
 def test_figures_and_a_page_that_needs_nothing_else(finished):

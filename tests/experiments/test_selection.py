@@ -9,15 +9,19 @@ import yaml
 from mas.benchmarks import split
 from mas.experiments import cell as cell_module
 from mas.experiments.cell import build_strategy, run_cell
-from mas.experiments.cells import expand, tries_of
-from mas.experiments.config import load_config, resolved
-from mas.experiments.report import write_report
+from mas.experiments.cells import Cell, expand, tries_of
+from mas.experiments.config import STRATEGY_MODELS, load_config, resolved
+from mas.experiments.errors import UserError
+from mas.experiments.report import tried_rows, write_report
 from mas.experiments.results import read_results
 from mas.experiments.run import run_experiment
 from mas.experiments.seeds import stream_seed
-from mas.experiments.selection import best, candidates, tune
+from mas.experiments.selection import best, candidates, penalty_of, tune
 from mas.experiments.store import Store
-from mas.strategies import ImportancePlugin
+from mas.strategies import STRATEGIES, ImportancePlugin
+
+WHOLE = split("digits", 5, seed=stream_seed(0, "stream"))
+WHOLE_SIZES = {len(experience.dataset) for experience in WHOLE.train_stream}
 
 TEXT = """\
 experiment: forgetting
@@ -95,7 +99,14 @@ def test_a_run_takes_what_did_best_and_keeps_every_try(config, tmp_path, monkeyp
     assert len(table) == 12
     assert table[table.chosen].value.unique().tolist() == ["lam=10.0,norm=l2"]
     assert table.seconds.sum() == 24
-    assert "at an end of the list" not in (tmp_path / "r" / "report.html").read_text()  # second of two
+    assert "lam at an end of what was tried" in (tmp_path / "r" / "report.html").read_text()
+    with_more = config.model_copy(update={"selection": config.selection.model_copy(update={"seeds": [9]})})
+    kept = (tmp_path / "r" / "config.yaml").read_text()
+    with pytest.raises(UserError, match=r"holds other results: selection.seeds is \[7, 8\] there and \[9\] here"):
+        run_experiment(with_more, tmp_path / "r", workers=1)
+    assert (tmp_path / "r" / "config.yaml").read_text() == kept
+    with pytest.raises(UserError, match="holds other results"):
+        read_results(with_more, Store(tmp_path / "r"))
     again = run_experiment(config, tmp_path / "r", workers=1)
     assert (again.kept, again.results.chosen) == (18, outcome.results.chosen)
 
@@ -156,27 +167,28 @@ def test_continual_decays_from_the_start_until_the_drop_is_small_enough(config):
     cell, settings = continual(config, drop=0.2)
     benchmark = split("digits", 2)
     strategy = build_strategy(cell, benchmark)
-    (plugin,) = (p for p in strategy.plugins if isinstance(p, ImportancePlugin))
-    assert plugin.penalty.strength == 500  # EWC's λ/2
-    assert tune(strategy, settings, lambda copy: pytest.fail("tuned before there is anything to protect")) == []
+    penalty = penalty_of(strategy)
+    assert penalty.strength == 500  # EWC's λ/2
+    assert tune(strategy, settings, 0.5, lambda copy: pytest.fail("tuned before there is anything to protect")) == []
     strategy.train(benchmark.train_stream[0])
     before = [p.clone() for p in strategy.model.parameters()]
     given, seen = iter([1.0, 0.5, np.nan, 0.79, 0.81]), []
 
     def accuracy_of(copy):
-        (its,) = (p for p in copy.plugins if isinstance(p, ImportancePlugin))
-        seen.append(its.penalty.strength)
+        seen.append(penalty_of(copy).strength)
         with torch.no_grad():
             next(copy.model.parameters()).add_(1.0)
         return next(given)
 
-    tries = tune(strategy, settings, accuracy_of)
+    tries = tune(strategy, settings, 0.5, accuracy_of)
     assert seen == pytest.approx([0, 500, 50, 5, 0.5])
     assert [t["strength"] for t in tries] == pytest.approx([0, 1000, 100, 10, 1])
-    assert plugin.penalty.strength == pytest.approx(0.5)
+    assert penalty.strength == pytest.approx(0.5)
     assert all(torch.equal(a, b) for a, b in zip(before, strategy.model.parameters(), strict=True))
-    given = iter([1.0, 0.9])
-    assert [t["strength"] for t in tune(strategy, settings | {"start": 4000}, accuracy_of)] == [0, 4000]
+    given, seen = iter([1.0, 0.9]), []
+    assert [t["strength"] for t in tune(strategy, settings, 0.5, accuracy_of)] == [0, 1000]
+    assert seen == [0, 500]  # each experience begins at the start again
+    assert penalty.strength == 500
 
 
 def test_continual_ends_unprotected_where_nothing_helps(config):
@@ -185,7 +197,29 @@ def test_continual_ends_unprotected_where_nothing_helps(config):
     strategy = build_strategy(cell, benchmark)
     strategy.train(benchmark.train_stream[0])
     given = iter([1.0] + [0.0] * 100)
-    assert tune(strategy, settings, lambda copy: next(given))[-1]["strength"] == 0
+    assert tune(strategy, settings, 0.5, lambda copy: next(given))[-1]["strength"] == 0
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if "lam" in STRATEGY_MODELS[name].model_fields])
+def test_over_a_stream_each_experience_is_trained_with_the_strength_that_is_told(name, config, monkeypatch):
+    settings = {"select": "continual", "start": 100.0, "decay": 0.1, "drop": 0.05}
+    options = STRATEGY_MODELS[name].model_validate({"name": name, "lam": settings}).model_dump(exclude={"label"})
+    whole = expand(config)[0].settings
+    changed = {"benchmark": whole["benchmark"] | {"experiences": 5}, "strategy": options}
+    cell = Cell("x", 0, whole | changed | {"selection": {"validation": 0.1}})
+    real, used = cell_module._learn, []
+
+    def noting(strategy, experience, its):
+        used.append((len(experience.dataset), penalty_of(strategy).strength))
+        return real(strategy, experience, its)
+
+    monkeypatch.setattr(cell_module, "_learn", noting)
+    found = run_cell(cell)
+    whole_experiences = [strength for size, strength in used if size in WHOLE_SIZES]
+    unit = 0.5 if "ewc" in name else 1.0
+    told = [100.0, *(own[-1]["strength"] for own in found["tries"][1:])]
+    assert whole_experiences == pytest.approx([unit * lam for lam in told])
+    assert len({*told}) > 1 or name == "rwalk"
 
 
 def test_continual_is_plain_training_with_the_strength_it_found(config):
@@ -194,9 +228,7 @@ def test_continual_is_plain_training_with_the_strength_it_found(config):
     found = run_cell(cell)
     assert found["tries"][0] == []
     lam = found["tries"][1][-1]["strength"]
-    by_hand = run_cell(
-        type(cell)("x", cell.seed, cell.settings | {"strategy": cell.settings["strategy"] | {"lam": lam}})
-    )
+    by_hand = run_cell(Cell("x", cell.seed, cell.settings | {"strategy": cell.settings["strategy"] | {"lam": lam}}))
     assert found["accuracy"] == by_hand["accuracy"]
     with_zero = cell.settings | {"strategy": cell.settings["strategy"] | {"lam": 0.0}}
     halves = [
@@ -206,7 +238,7 @@ def test_continual_is_plain_training_with_the_strength_it_found(config):
         for s in [stream_seed(cell.seed, "stream")]
         for share in (0.0, 0.2)
     ]
-    naive = build_strategy(type(cell)("x", cell.seed, with_zero), halves[0])
+    naive = build_strategy(Cell("x", cell.seed, with_zero), halves[0])
     naive.train(halves[0].train_stream[0])
     naive.train(halves[1].train_stream[1], reset_optimizer_state=True)
     held_out = halves[1].test_stream[1].dataset
@@ -229,3 +261,35 @@ def test_tries_are_kept_with_the_cell(config, tmp_path):
     assert set(continual.experience) == {1}
     assert "Chosen continually" in (tmp_path / "r" / "report.html").read_text()
     assert yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())["strategies"][2]["lam"]["select"] == "continual"
+
+
+def selection(rows):
+    columns = ["strategy", "value", "seed", "experience", "ACC", "seconds", "chosen"]
+    return pd.DataFrame(rows, columns=columns).astype({"experience": "Int64"})
+
+
+def test_remarks_are_by_value():
+    def remark(*tried):
+        rows = [("mas", value, 7, None, acc, 1.0, chosen) for value, acc, chosen in tried]
+        (row,) = [row for row in tried_rows(selection(rows)) if row["chosen"]]
+        return row["remark"]
+
+    assert remark(("lam=1", 0.9, True), ("lam=100", 0.5, False), ("lam=0.1", 0.4, False)) == ""
+    assert remark(("lam=10", 0.1, False), ("lam=100", 0.9, True)).startswith("lam at an end of what was tried")
+    assert remark(("norm=l2", 0.1, False), ("norm=squared_l2", 0.9, True)) == ""
+    two = remark(("lam=1,factor=0.1", 0.9, True), ("lam=1,factor=0.5", 0.5, False), ("lam=2,factor=0", 0.2, False))
+    assert two == "lam at an end of what was tried: better values may lie beyond"
+    assert remark(("lam=1", 0.5, False), ("lam=2", 0.9, True), ("lam=3", 0.9, False)) == "2 did as well"
+
+
+def test_a_value_that_diverged_with_a_seed_has_no_mean():
+    rows = [("mas", "lam=1", 7, None, np.nan, 1.0, False), ("mas", "lam=1", 8, None, 0.6, 1.0, False)]
+    (row,) = tried_rows(selection(rows))
+    assert row["ACC"] == "–"
+
+
+def test_what_is_not_finite_is_a_blow_up_not_a_failure(config, monkeypatch):
+    """In a cell it is told as diverged; in a try it is a try that failed."""
+    monkeypatch.setattr(ImportancePlugin, "_protect", lambda *args: (_ for _ in ()).throw(FloatingPointError("nan")))
+    cell = next(cell for cell in expand(config) if cell.label == "ewc-c")
+    assert run_cell(cell)["status"] == "diverged"

@@ -10,32 +10,29 @@ from scipy import stats
 from mas.experiments.statistics import holm, mean_and_interval, paired_p
 
 
-def bca_by_loops(values, resamples=20_000):
-    """Efron 1987, written out; its draws are its own."""
-    draw, normal, n = np.random.default_rng(3), statistics.NormalDist(), len(values)
+def expanded_by_loops(values, resamples=20_000):
+    """Hesterberg 2015: the percentiles whose normal quantile is Student's, times √(n / (n − 1)); draws of its own."""
+    draw, n = np.random.default_rng(3), len(values)
     means = sorted(statistics.fmean(draw.choice(values, n)) for _ in range(resamples))
-    mean = statistics.fmean(values)
-    below = sum(m < mean for m in means) + sum(m == mean for m in means) / 2
-    z0 = normal.inv_cdf(below / resamples)
-    left_out = [statistics.fmean(values[:i] + values[i + 1 :]) for i in range(n)]
-    middle = statistics.fmean(left_out)
-    cubes, squares = (sum((middle - x) ** k for x in left_out) for k in (3, 2))
-    a = cubes / (6 * squares**1.5)
-    ends = []
-    for share in (0.025, 0.975):
-        z = z0 + normal.inv_cdf(share)
-        ends.append(means[int(normal.cdf(z0 + z / (1 - a * z)) * resamples)])
-    return ends
+    wide = stats.t.ppf(0.975, n - 1) * (n / (n - 1)) ** 0.5
+    return [means[min(int(statistics.NormalDist().cdf(z) * resamples), resamples - 1)] for z in (-wide, wide)]
 
 
 @pytest.mark.parametrize("values", [[0.5, 0.7, 0.9, 0.6, 0.65], [0.1, 0.12, 0.11, 0.5, 0.13, 0.09, 0.2, 0.15]])
-def test_the_interval_is_the_bca_bootstraps(values):
+def test_the_interval_is_the_expanded_percentile_bootstraps(values):
     found = mean_and_interval(values)
     width = max(values) - min(values)
     assert found.mean == pytest.approx(statistics.fmean(values))
-    assert [found.ci_low, found.ci_high] == pytest.approx(bca_by_loops(values), abs=0.02 * width)
+    assert [found.ci_low, found.ci_high] == pytest.approx(expanded_by_loops(values), abs=0.02 * width)
     assert found.n == len(values)
     assert mean_and_interval(values) == found  # the same draw each time
+
+
+def test_intervals_cover_what_the_docstring_says():
+    draw = np.random.default_rng(0)
+    for n, share in ((2, 0.5), (3, 0.75), (5, 0.93), (10, 0.94)):
+        intervals = [mean_and_interval(draw.normal(size=n)) for _ in range(400)]
+        assert np.mean([i.ci_low <= 0 <= i.ci_high for i in intervals]) == pytest.approx(share, abs=0.07)
 
 
 def test_what_has_no_interval():
@@ -43,7 +40,7 @@ def test_what_has_no_interval():
     assert np.isnan(mean_and_interval([])[0])
     assert mean_and_interval([np.nan, 0.5])[::3] == (0.5, 1)
     assert mean_and_interval([0.5, 0.5, 0.5]) == (0.5, 0.5, 0.5, 3)
-    assert not np.isnan(mean_and_interval([0.4, 0.5])).any()
+    assert mean_and_interval([0.4, 0.5]) == pytest.approx((0.45, 0.4, 0.5, 2))
 
 
 def test_p_is_the_paired_t_tests():
@@ -51,9 +48,11 @@ def test_p_is_the_paired_t_tests():
     differences = np.subtract(a, b)
     t = differences.mean() / (statistics.stdev(differences) / 2)
     assert paired_p(differences) == pytest.approx(2 * stats.t.sf(t, 3))
-    assert paired_p([0.1, 0.1]) == 0
-    assert paired_p([0.0, 0.0]) == 1
-    assert np.isnan(paired_p([0.3]))
+
+
+@pytest.mark.parametrize("differences", [[0.3], [0.1, 0.2], [1 / 360] * 5, [0.0] * 3, [0.3, 0.1 + 0.2, 0.3]])
+def test_what_cannot_be_tested(differences):
+    assert np.isnan(paired_p(differences))
 
 
 def test_holm_rejects_what_the_stepwise_procedure_rejects():
