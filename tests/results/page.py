@@ -112,10 +112,10 @@ _HEAD = """\
 Made by `python -m tests.results` from the tables under [docs/results](results); each section says by which command
 they were run (`--keep runs/NAME` copies a run's tables there). ACC: mean accuracy on all experiences at the end, in
 percent, mean ± standard deviation over seeds, and the 95 % bootstrap interval of the mean (which covers about 93 % at
-5 seeds, but only 75 % at 3). *Chosen* is what `select`
-took, on training data held out and with other seeds; no test image is looked at before the last run. p: paired t-test
-against naive, adjusted by Holm's method. Intransigence is against joint training, where that was run. Times are of one
-core, two cells at a time side by side.
+5 seeds, but only 75 % at 3). *Chosen* is what `select` took, on training data held out and with other seeds; no test
+image is looked at before the last run. p: paired t-test against naive, adjusted by Holm's method. Intransigence is
+against joint training, where that was run. Times are of one core, two cells side by side, on a machine that had other
+work too.
 """
 _SECTION = """
 ## {title}
