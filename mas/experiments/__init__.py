@@ -1,8 +1,9 @@
 """Experiments: YAML in, results and report out.
 
 Read in the order of the data flow: `config` validates a file into typed models, `cells` expands it
-to independent runs, `cell` trains one, `store` keeps it, `summary` derives scores, `report` draws.
-`run` ties them together.
+to independent runs (`selection`: which settings are tried first), `cell` trains one, `store` keeps
+it, `results` reads all back, `summary` derives scores and comparisons, `report` draws. `run` ties
+them together.
 """
 
 import warnings
