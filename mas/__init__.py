@@ -24,11 +24,28 @@ if TYPE_CHECKING:
     from mas.importance import mas_importance as mas_importance
     from mas.importance import random_importance as random_importance
     from mas.importance import uniform_importance as uniform_importance
+    from mas.information import accuracy_information_curve as accuracy_information_curve
+    from mas.information import accuracy_under_noise as accuracy_under_noise
+    from mas.information import by_layer as by_layer
+    from mas.information import fisher_trace as fisher_trace
+    from mas.information import information_in_weights as information_in_weights
+    from mas.information import layer_shares as layer_shares
+    from mas.information import posterior_std as posterior_std
+    from mas.information import share_shift as share_shift
     from mas.local import local_mas_importance as local_mas_importance
     from mas.measuring import measuring as measuring
     from mas.path_integral import PathIntegral as PathIntegral
     from mas.path_integral import RiemannianWalk as RiemannianWalk
     from mas.penalty import QuadraticPenalty as QuadraticPenalty
+    from mas.plasticity import dead_units as dead_units
+    from mas.plasticity import dormant_units as dormant_units
+    from mas.plasticity import effective_rank as effective_rank
+    from mas.plasticity import features as features
+    from mas.plasticity import gradient_norm as gradient_norm
+    from mas.plasticity import mean_weight as mean_weight
+    from mas.plasticity import stable_rank as stable_rank
+    from mas.plasticity import trainability as trainability
+    from mas.plasticity import unit_activity as unit_activity
 
 _HOME = {
     # the engine
@@ -46,6 +63,25 @@ _HOME = {
     "RiemannianWalk": "mas.path_integral",
     # protect them
     "QuadraticPenalty": "mas.penalty",
+    # how much the weights know
+    "fisher_trace": "mas.information",
+    "by_layer": "mas.information",
+    "layer_shares": "mas.information",
+    "share_shift": "mas.information",
+    "information_in_weights": "mas.information",
+    "posterior_std": "mas.information",
+    "accuracy_under_noise": "mas.information",
+    "accuracy_information_curve": "mas.information",
+    # how well the network still learns
+    "dead_units": "mas.plasticity",
+    "dormant_units": "mas.plasticity",
+    "effective_rank": "mas.plasticity",
+    "features": "mas.plasticity",
+    "gradient_norm": "mas.plasticity",
+    "mean_weight": "mas.plasticity",
+    "stable_rank": "mas.plasticity",
+    "trainability": "mas.plasticity",
+    "unit_activity": "mas.plasticity",
     # who forgets what
     "forgetting_scores": "mas.forgetting",
 }

@@ -68,8 +68,8 @@ class _LocalRecorder(Recorder):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         output, version, number = self.fresh.get(id(args[0]) if args else 0, (None, 0, 0))
-        if func in _ACTIVATIONS and output is not None and output._version == version:
-            self.gradients[number] = _through(_ACTIVATIONS[func], args, kwargs)
+        if func in ACTIVATIONS and output is not None and output._version == version:
+            self.gradients[number] = _through(ACTIVATIONS[func], args, kwargs)
         return super().__torch_function__(func, types, args, kwargs)
 
     def _run(self, func: Any, args: Any, kwargs: Any, alias: dict[int, Tensor]) -> Tensor:
@@ -137,4 +137,4 @@ def _activations() -> dict[Any, Callable[..., Tensor]]:
     return found
 
 
-_ACTIVATIONS = _activations()
+ACTIVATIONS = _activations()

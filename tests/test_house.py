@@ -18,6 +18,7 @@ FLOORS = [
     {"summing"},
     {"gradients"},
     {"importance", "local", "penalty", "path_integral", "forgetting"},
+    {"information", "plasticity"},
     {"strategies", "benchmarks"},
     {"experiments"},
     {"cli"},

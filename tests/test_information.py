@@ -1,0 +1,229 @@
+"""Information measures against loops, closed forms, numerical minima and Monte-Carlo estimates."""
+
+import copy
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from scipy.spatial.distance import jensenshannon
+from torch import nn
+from torch.distributions import Normal, kl_divergence
+from torch.nn.utils.parametrizations import weight_norm
+
+import mas
+from mas import (
+    accuracy_information_curve,
+    accuracy_under_noise,
+    by_layer,
+    fisher_trace,
+    information_in_weights,
+    layer_shares,
+    posterior_std,
+    share_shift,
+)
+from tests.cases import CASES, classify, make
+from tests.conftest import assert_same
+from tests.oracles.moments import fisher_by_loop
+
+WHOLE = ("mlp", "lenet", "small_cnn", "residual", "vit", "gpt_tied", "lstm_classifier", "weight_norm")
+
+
+def network():
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3)).double()
+
+
+def data(n=12):
+    return [(torch.randn(n, 4, dtype=torch.float64), torch.randint(3, (n,))) for _ in range(2)]
+
+
+@pytest.mark.parametrize("labels", ["exact", "empirical", "predicted"])
+@pytest.mark.parametrize("name", [name for name in WHOLE if name in CASES])
+def test_law_1_the_trace_is_that_of_a_loop_over_samples_and_classes(name, labels):
+    case = classify(make(name))
+    found = fisher_trace(case.model, [case.batch], labels, case.forward)
+    loop = fisher_by_loop(case.model.eval(), case.batch, labels, case.forward)
+    expected = {}
+    for name_of, value in loop.items():
+        layer = name_of.partition(".parametrizations.")[0] if "parametr" in name_of else name_of.rpartition(".")[0]
+        expected[layer or "model"] = expected.get(layer or "model", 0.0) + value.sum().item()
+    assert found.keys() == expected.keys()
+    for layer, value in expected.items():
+        assert found[layer] == pytest.approx(value, rel=1e-10, abs=1e-12)
+
+
+def test_layers_are_the_modules_that_hold_parameters():
+    model = nn.ModuleDict({"a": weight_norm(nn.Linear(2, 3)), "b": nn.MultiheadAttention(4, 2)})
+    model.scale = nn.Parameter(torch.ones(2))
+    sums = by_layer({name: torch.ones_like(p) for name, p in model.named_parameters()})
+    assert set(sums) == {"model", "a", "b", "b.out_proj"}
+    assert sums["a"] == 3 + 3 + 6
+    assert sums["model"] == 2
+
+
+def test_shares_and_their_shift():
+    before, after = {"0": 1.0, "2": 3.0, "4": 4.0}, {"0": 6.0, "2": 2.0, "4": 0.0}
+    assert layer_shares(before) == {"0": 0.125, "2": 0.375, "4": 0.5}
+    expected = jensenshannon(np.array([1, 3, 4]) / 8, np.array([6, 2, 0]) / 8) ** 2
+    assert share_shift(before, after) == pytest.approx(expected, rel=1e-12)
+    assert share_shift(before, {k: 7 * v for k, v in before.items()}) == pytest.approx(0, abs=1e-15)
+    assert share_shift({"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 1.0}) == pytest.approx(math.log(2))
+
+
+BETA, PRIOR = 0.03, 0.7
+
+
+def linear_gaussian():
+    """y = w x + noise of deviation 1: the loss ½ (y − w x)² has the curvature F = mean of x_i² in each weight."""
+    model = nn.Linear(3, 1, bias=False).double()
+    x = torch.randn(50, 3, dtype=torch.float64)
+    return model, {"weight": x.square().mean(0)[None]}
+
+
+def test_information_is_the_least_that_the_trade_off_allows():
+    """For each weight a Gaussian minimises E[loss] + β KL; its divergence, found numerically, is the information."""
+    model, fisher = linear_gaussian()
+    total = 0.0
+    for w, f in zip(model.weight.detach()[0].tolist(), fisher["weight"][0].tolist(), strict=True):
+
+        def kl(log_std, w=w):
+            posterior = Normal(torch.tensor(w).double(), torch.tensor(float(log_std)).double().exp())
+            return kl_divergence(posterior, Normal(torch.zeros(()).double(), torch.tensor(PRIOR).double())).item()
+
+        found = minimize_scalar(
+            lambda s, f=f, kl=kl: 0.5 * f * math.exp(2 * s) + BETA * kl(s), bounds=(-10, 5), options={"xatol": 1e-10}
+        )
+        total += kl(found.x)
+    (information,) = information_in_weights(model, fisher, BETA, PRIOR).values()
+    assert information == pytest.approx(total, rel=1e-5)
+
+
+def test_information_is_a_monte_carlo_mean_of_log_posterior_over_prior():
+    model, fisher = linear_gaussian()
+    std = posterior_std(fisher, BETA, PRIOR)["weight"]
+    posterior, prior = Normal(model.weight.detach(), std), Normal(torch.zeros(()).double(), PRIOR)
+    draws = posterior.sample((200_000,))
+    ratio = (posterior.log_prob(draws) - prior.log_prob(draws)).sum((1, 2))
+    (information,) = information_in_weights(model, fisher, BETA, PRIOR).values()
+    assert information == pytest.approx(ratio.mean().item(), abs=5 * ratio.std().item() / 200_000**0.5)
+
+
+def test_information_adds_up_over_layers_and_is_the_formula():
+    model = network()
+    fisher = mas.fisher_importance(model, data())
+    found = information_in_weights(model, fisher, BETA, PRIOR)
+    assert list(found) == ["0", "1", "4"]
+    expected = 0.0
+    for name, p in model.named_parameters():
+        for w, f in zip(p.flatten().tolist(), fisher[name].flatten().tolist(), strict=True):
+            r = PRIOR**2 * f / BETA
+            expected += 0.5 * (w**2 / PRIOR**2 + math.log(1 + r) - r / (1 + r))
+    assert sum(found.values()) == pytest.approx(expected, rel=1e-12)
+
+
+# Accuracy under noise.
+
+
+def test_without_noise_it_is_the_accuracy():
+    model, batches = network(), data()
+    zero = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    right = sum((model.eval()(x).argmax(1) == y).sum().item() for x, y in batches) / 24
+    assert accuracy_under_noise(model, batches, zero, draws=3).tolist() == [right] * 3
+
+
+def test_noise_has_the_shape_that_was_asked_for():
+    """By hand: the same draws added to a copy's weights."""
+    model, batches = network(), data()
+    std = {name: torch.rand_like(p) for name, p in model.named_parameters()}
+    found = accuracy_under_noise(model, batches, std, draws=4, generator=torch.Generator().manual_seed(5))
+    draw = torch.Generator().manual_seed(5)
+    for accuracy in found.tolist():
+        other = copy.deepcopy(model).eval()
+        with torch.no_grad():
+            for name, p in other.named_parameters():
+                p.add_(std[name] * torch.randn(p.shape, generator=draw, dtype=torch.float64))
+        assert accuracy == sum((other(x).argmax(1) == y).sum().item() for x, y in batches) / 24
+    assert len(set(found.tolist())) > 1
+
+
+def test_the_curve_goes_from_knowing_all_to_knowing_nothing():
+    torch.manual_seed(1)
+    model, (x, _) = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 3)).double(), data(200)[0]
+    batches = [(x, model(x).argmax(1))]  # it is always right
+    fisher = mas.fisher_importance(model, batches)
+    points = accuracy_information_curve(model, batches, fisher, [1e-8, 1e-3, 1.0, 1e3], PRIOR, draws=5)
+    assert [p.beta for p in points] == [1e-8, 1e-3, 1.0, 1e3]
+    assert points[0].accuracy > 0.99
+    assert points[-1].accuracy < 0.8
+    assert all(a.information > b.information for a, b in itertools.pairwise(points))
+    assert points[1].information == pytest.approx(sum(information_in_weights(model, fisher, 1e-3, PRIOR).values()))
+    std = posterior_std(fisher, 1.0, PRIOR)
+    by_hand = accuracy_under_noise(model, batches, std, 5)
+    assert (points[2].accuracy, points[2].accuracy_std) == pytest.approx((by_hand.mean().item(), by_hand.std().item()))
+
+
+# Law 3.
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "probe",
+    [
+        fisher_trace,
+        lambda m, b: fisher_trace(m, b, "sampled"),
+        lambda m, b: accuracy_information_curve(m, b, mas.fisher_importance(m, b), [0.1], 1.0, draws=2),
+    ],
+)
+def test_law_3_probes_change_nothing(probe, training):
+    model, batches = network().train(training), data()
+    model(batches[0][0]).sum().backward()
+    waiting = model(batches[1][0]).sum()  # a graph that is still to be used
+    versions = [(p, p._version, p.data_ptr()) for p in model.parameters()]
+    state, grads = copy.deepcopy(model.state_dict()), [p.grad.clone() for p in model.parameters()]
+    random = torch.get_rng_state()
+    probe(model, batches)
+    assert_same(model.state_dict(), state, 0)
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads, strict=True))
+    assert all((p._version, p.data_ptr()) == (v, place) for p, v, place in versions)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(module.training is training for module in model.modules())
+    waiting.backward()
+
+
+def test_weights_come_back_when_a_forward_pass_fails():
+    model, batches = network(), data()
+    before = copy.deepcopy(model.state_dict())
+
+    def fails(m, batch):
+        raise RuntimeError("oh")
+
+    with pytest.raises(RuntimeError, match="oh"):
+        accuracy_under_noise(model, batches, {"0.weight": torch.ones(6, 4).double()}, forward=fails)
+    assert_same(model.state_dict(), before, 0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, f: information_in_weights(m, f, 0.0, 1.0), "beta is 0.0; give a number above 0"),
+        (lambda m, f: information_in_weights(m, f, 1.0, math.inf), "prior_std is inf; give a number above 0"),
+        (lambda m, f: information_in_weights(m, {"x": f["0.weight"]}, 1.0, 1.0), "in the model: no such parameter"),
+        (
+            lambda m, f: information_in_weights(m, {"0.bias": f["0.weight"]}, 1.0, 1.0),
+            r"\(6, 4\) here; in the model: ",
+        ),
+        (lambda m, f: posterior_std({"0.bias": -f["0.bias"] - 1}, 1.0, 1.0), "'0.bias' has values that are negative"),
+        (lambda m, f: posterior_std({"0.bias": f["0.bias"] + math.nan}, 1.0, 1.0), "negative or not finite"),
+        (lambda m, f: accuracy_under_noise(m, [torch.ones(2, 4).double()], f), "accuracy needs batches of"),
+        (lambda m, f: accuracy_under_noise(m, [], f), "batches gave no sample"),
+        (lambda m, f: accuracy_under_noise(m, data(), f, draws=0), "draws is 0; give a number of at least 1"),
+        (lambda m, f: layer_shares({"0": 0.0}), "the trace of all layers is 0.0"),
+        (lambda m, f: share_shift({"0": 1.0}, {"1": 1.0}), r"layers are \['0'\] before and \['1'\] after"),
+    ],
+)
+def test_wrong_use_is_one_clear_error(call, message):
+    model = network()
+    with pytest.raises(ValueError, match=message):
+        call(model, mas.fisher_importance(model, data()))
