@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from annotated_types import Ge, Gt
-from avalanche.models import MultiTaskModule
+from avalanche.models import DynamicModule, MultiTaskModule
 from avalanche.training.plugins import AGEMPlugin, ReplayPlugin
 from avalanche.training.plugins import GEMPlugin as AvalancheGEMPlugin
 from avalanche.training.plugins import LwFPlugin as AvalancheLwFPlugin
@@ -114,6 +114,8 @@ class DERpp(der.DER):
         """Take the size of the memory and the weights of outputs (α) and labels (β), beside Avalanche's arguments."""
         if isinstance(arguments.get("model"), MultiTaskModule):
             raise ValueError("DER++ stores outputs without task labels; use the scenario domain or class")
+        if any(isinstance(m, DynamicModule) for m in getattr(arguments.get("model"), "modules", list)()):
+            raise ValueError("DER++ stores outputs, whose number cannot grow; use head: shared")
         super().__init__(
             mem_size=mem_size,
             alpha=alpha,

@@ -222,7 +222,9 @@ class GrowingHead(DynamicModule):
         self.weight, self.bias = nn.Parameter(self.first_weight[:1].clone()), nn.Parameter(self.first_bias[:1].clone())
 
     def adaptation(self, experience: Any) -> None:
-        """Grow to the classes of an experience."""
+        """Grow to the classes of an experience that is to be learned; evaluation shows what is not known yet."""
+        if not self.training:
+            return
         needed, has = 1 + max(experience.classes_in_this_experience), len(self.bias)
         if needed > has:
             self.weight = nn.Parameter(torch.cat([self.weight.detach(), self.first_weight[has:needed]]))

@@ -4,8 +4,9 @@ import warnings
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
-from torch import nn
+from torch import Tensor, nn
 
 from mas.experiments.errors import DivergedError
 from mas.experiments.seeds import stream_seed
@@ -18,7 +19,7 @@ def make_strategy(kind: Any, model: nn.Module, training: dict[str, Any], seed: i
     return kind(
         model=model,
         optimizer=_optimizer(model, training),
-        criterion=nn.CrossEntropyLoss(),
+        criterion=_cross_entropy,
         train_mb_size=training["batch_size"],
         train_epochs=training["epochs"],
         eval_mb_size=_EVAL_BATCH,
@@ -27,6 +28,14 @@ def make_strategy(kind: Any, model: nn.Module, training: dict[str, Any], seed: i
         evaluator=_silent(),
         **options,
     )
+
+
+def _cross_entropy(output: Tensor, y: Tensor) -> Tensor:
+    """Give the mean loss; classes that a growing head does not have yet, which only evaluation shows, have p = 0."""
+    unseen = int(y.max()) + 1 - output.shape[1]
+    if unseen > 0:
+        output = F.pad(output, (0, unseen), value=-torch.inf)
+    return F.cross_entropy(output, y)
 
 
 def _optimizer(model: nn.Module, training: dict[str, Any]) -> torch.optim.Optimizer:

@@ -276,6 +276,13 @@ def test_a_strategy_that_does_not_fit_the_scenario_is_said(write):
     ]
 
 
+def test_der_stores_outputs_and_so_takes_no_growing_head(write):
+    text = GOOD.replace("scenario: domain", "scenario: class").replace("{name: naive}", "{name: der++}")
+    assert complaints(write(text), "model.head=growing") == [
+        "c.yaml:6: strategies[0]: DER++ stores outputs, whose number cannot grow; use head: shared"
+    ]
+
+
 def test_one_way_to_choose_in_a_strategy(write):
     text = GOOD.replace("lam: 1.0", "lam: {select: continual}, norm: {select: [l2, squared_l2]}")
     assert complaints(write(text)) == [

@@ -5,7 +5,11 @@ import torch
 from torch import nn
 
 from mas.benchmarks import split
+from mas.experiments.cell import run_cell
+from mas.experiments.cells import Cell, expand
+from mas.experiments.config import load_config
 from mas.experiments.models import MODELS, GrowingHead, build_model, model_for
+from mas.strategies import STRATEGIES
 
 SMALL = {
     "torchvision": {"model": "mobilenet_v3_small"},
@@ -66,6 +70,28 @@ def test_task_scenarios_get_a_head_of_its_own_size_for_each_task():
     assert torch.equal(mixed[0, :2], model(x, 2)[0])
     assert torch.isneginf(mixed[0, 2:]).all()
     assert {task: logits.shape[1] for task, logits in model(x, None).items()} == {0: 5, 1: 3, 2: 2}
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name not in ("joint", "der++")])
+def test_a_growing_head_grows_by_learning_not_by_evaluation(name, tmp_path):
+    """Experiences not yet learned are all wrong: no unit stands for their classes."""
+    (tmp_path / "c.yaml").write_text(
+        f"""
+experiment: forgetting
+benchmark: {{stream: split, dataset: digits, experiences: 3, scenario: class, class_order: fixed}}
+model: {{name: mlp, hidden: [16], head: growing}}
+training: {{epochs: 1, batch_size: 64}}
+strategies: [{{name: {name}}}]
+seeds: 1
+"""
+    )
+    (cell,) = expand(load_config(tmp_path / "c.yaml"))
+    result = run_cell(cell)
+    assert result["status"] == "finished"
+    for trained_on, row in enumerate(result["accuracy"]):
+        assert row[trained_on + 1 :] == [0.0] * (2 - trained_on)
+    other = Cell(cell.label, cell.seed, cell.settings | {"model": cell.settings["model"] | {"head": "shared"}})
+    assert run_cell(other)["accuracy"] != result["accuracy"]
 
 
 def test_a_growing_head_has_the_classes_so_far_and_keeps_what_it_knows():
