@@ -1,5 +1,6 @@
 """The command as a user types it: what it prints, its exit codes, no tracebacks."""
 
+import json
 import os
 import subprocess
 import sys
@@ -74,6 +75,18 @@ def test_compare_says_what_differs(here):
     assert done.output.splitlines()[:2] == ["seeds: 2 → [1]", "mas.lam: 0.1 → 100.0"]
     (naive,) = [line for line in done.output.splitlines() if "naive" in line and "ACC" in line]
     assert [part.strip() for part in naive.strip("│").split("│")] == ["naive", "ACC", "0.0", "1", "nan", "nan"]
+
+
+def test_compare_takes_the_first_from_the_second(here):
+    for name, lam in (("a", "1e4"), ("b", "0")):
+        mas("run", "small.yaml", "--workers", "1", "--output", name, "--set", f"strategies.1.lam={lam}")
+    a, b = (json.loads((here / name / "cells/mas-seed0.json").read_text())["accuracy"][-1] for name in "ab")
+    c, d = (json.loads((here / name / "cells/mas-seed1.json").read_text())["accuracy"][-1] for name in "ab")
+    expected = 100 * (sum(b) - sum(a) + sum(d) - sum(c)) / 4
+    done = mas("compare", "a", "b")
+    (line,) = [line for line in done.output.splitlines() if "│ mas " in line and " ACC " in line]
+    assert abs(expected) > 0.1
+    assert line.split("│")[3].split()[0] == f"{expected:.1f}"
 
 
 def test_compare_tells_the_values_that_were_chosen(here):

@@ -497,7 +497,7 @@ def test_config_and_environment_are_kept(config, finished):
 
 def test_another_environment_is_added_where_more_is_trained(config_file, tmp_path, monkeypatch):
     folder = tmp_path / "r"
-    for number, seeds in enumerate((1, 1, 2)):
+    for number, seeds in ((0, 1), (1, 1), (2, 2), (2, 3)):
         monkeypatch.setattr("mas.experiments.store.environment", lambda number=number: {"python": str(number)})
         run_experiment(load_config(config_file, [f"seeds={seeds}"]), folder, workers=1)
     assert json.loads((folder / "environment.json").read_text()) == [{"python": "0"}, {"python": "2"}]
