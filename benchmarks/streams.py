@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -217,11 +218,17 @@ class _Resized:
 def _prepared(dataset: DatasetSpec, validation: float, normalize: bool, augment: str, *changes: Any) -> Pair:
     """Load a data set; what is done to its batches goes with it."""
     _check_name("augment", augment, AUGMENTATIONS)
-    train, test = (replace(part, changes=changes) for part in load_dataset(dataset))
+    train, test = _divided(load_dataset(dataset), validation, normalize, changes)
+    return replace(train, augment=AUGMENTATIONS[augment]), test
+
+
+@cache  # goes through all images, and a process builds the stream for every cell; data sets are told apart by identity
+def _divided(pair: Pair, validation: float, normalize: bool, changes: tuple[Any, ...]) -> Pair:
+    train, test = (replace(part, changes=changes) for part in pair)
     if validation:
         train, test = hold_out(train, validation)
     scale = channel_statistics(train) if normalize else None
-    return replace(train, scale=scale, augment=AUGMENTATIONS[augment]), replace(test, scale=scale)
+    return replace(train, scale=scale), replace(test, scale=scale)
 
 
 def _changed(pair: Pair, changes: Sequence[Any], scenario: str) -> Any:

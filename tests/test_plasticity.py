@@ -136,7 +136,8 @@ def test_trainability_is_the_loss_after_training_on_random_labels():
     expected = F.cross_entropy(other(torch.cat([x for x, _ in batches])), torch.cat(labels)).item()
     assert found == pytest.approx(expected, rel=1e-10)
     assert trainability(model, batches, steps=200, lr=0.1) < trainability(model, batches, steps=0)
-    assert trainability(network(), batches) == pytest.approx(trainability(network(), batches), rel=0.5)
+    with_dropout = network()
+    assert trainability(with_dropout, batches) == trainability(with_dropout, batches)
 
 
 PROBES = {

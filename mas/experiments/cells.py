@@ -58,7 +58,12 @@ def tries_of(config: Forgetting) -> dict[str, list[tuple[Choice, list[Cell]]]]:
 
 def every_cell(config: Forgetting) -> list[Cell]:
     """Give the cells that choose settings, then those to report."""
-    return [*(cell for own in tries_of(config).values() for _, cells in own for cell in cells), *expand(config)]
+    return [*trying_cells(config), *expand(config)]
+
+
+def trying_cells(config: Forgetting) -> list[Cell]:
+    """Give the cells that choose settings."""
+    return [cell for own in tries_of(config).values() for _, cells in own for cell in cells]
 
 
 def _strategies(config: Forgetting) -> list[tuple[str, dict[str, Any]]]:

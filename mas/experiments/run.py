@@ -15,7 +15,7 @@ import torch
 
 from mas.benchmarks import fingerprint
 from mas.experiments.cell import run_cell
-from mas.experiments.cells import Cell, expand, tries_of
+from mas.experiments.cells import Cell, expand, trying_cells
 from mas.experiments.config import Forgetting, resolved
 from mas.experiments.errors import UserError
 from mas.experiments.results import Results, choices, read_results, read_tries, settled
@@ -50,7 +50,7 @@ def run_experiment(
     if config.training.device == "cuda" and not torch.cuda.is_available():
         raise UserError("training.device: found 'cuda', but torch sees no GPU here; set training.device=cpu")
     store, workers = Store(folder), workers or default_workers()
-    tries = [cell for own in tries_of(config).values() for _, cells in own for cell in cells]
+    tries = trying_cells(config)
     before = [*tries, *_to_report(config, store)]
     store.claim(resolved(config), before, _fingerprints(config))
     kept = sum(store.finished(cell) is not None for cell in before)

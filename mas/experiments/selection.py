@@ -116,7 +116,11 @@ def selection_table(tries: dict[str, Tries], chosen: dict[str, Choice], records:
         for r in its
     ]
     continual = [
-        (r["label"], as_text({"lam": t["strength"]}), r["seed"], experience, _status(t), *_cost(t), t is own[-1])
+        (
+            *(r["label"], as_text({"lam": t["strength"]}), r["seed"], experience),
+            "diverged" if math.isnan(t["accuracy"]) else "finished",
+            *(t["accuracy"], t["seconds"], t is own[-1]),
+        )
         for r in records
         for experience, own in enumerate(r["tries"])
         for t in own
@@ -203,11 +207,3 @@ def _acc(record: Record) -> float:
 
 def _mean_acc(records: Sequence[Record]) -> float:
     return float(np.mean([_acc(r) for r in records])) if records else np.nan
-
-
-def _status(one: Record) -> str:
-    return "diverged" if math.isnan(one["accuracy"]) else "finished"
-
-
-def _cost(one: Record) -> tuple[float, float]:
-    return one["accuracy"], one["seconds"]

@@ -31,6 +31,8 @@ def main() -> None:
     if options.only != []:
         torch.set_num_threads(1)
         known = json.loads(file.read_text()) if options.only else {}
+        if known and (known["machine"], known["repeats"]) != (machine(), options.repeats):
+            sys.exit(f"{file}: was measured on another machine or with other repeats; measure all tables")
         options.out.mkdir(parents=True, exist_ok=True)
         results = known | measure(options.quick, options.repeats, options.only or TABLES)
         file.write_text(json.dumps(results, indent=1) + "\n")
