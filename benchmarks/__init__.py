@@ -1,4 +1,4 @@
-"""Task sequences as ordinary Avalanche benchmarks: data sets and the streams made of them.
+"""Task sequences as ordinary Avalanche benchmarks: data sets, the streams made of them, and deficits.
 
 >>> from mas.benchmarks import split  # doctest: +SKIP
 """
@@ -9,26 +9,33 @@ if __name__ != "mas.benchmarks":
     )
 
 from mas.benchmarks.datasets import DATASETS, digits, fingerprint, load_dataset
+from mas.benchmarks.deficits import DEFICITS, DeficitPlugin, impaired, make_deficit
 from mas.benchmarks.folders import DataError
 from mas.benchmarks.images import BatchedDataset, Images, as_dataset
 from mas.benchmarks.loading import data_root, set_data_root
-from mas.benchmarks.streams import STREAMS, instances, permuted, rotated, sequence, split
+from mas.benchmarks.streams import STREAMS, instances, permuted, recovery, rotated, sequence, split, whole
 
 __all__ = [
     "DATASETS",
+    "DEFICITS",
     "STREAMS",
     "BatchedDataset",
     "DataError",
+    "DeficitPlugin",
     "Images",
     "as_dataset",
     "data_root",
     "digits",
     "fingerprint",
+    "impaired",
     "instances",
     "load_dataset",
+    "make_deficit",
     "permuted",
+    "recovery",
     "rotated",
     "sequence",
     "set_data_root",
     "split",
+    "whole",
 ]

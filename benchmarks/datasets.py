@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Gt, Lt
@@ -24,16 +24,28 @@ Size = Annotated[int, Gt(0)]
 Share = Annotated[float, Gt(0), Lt(1)]
 
 
-def digits() -> Pair:
+def digits(train: Size | None = None, test: Size = 360, writers: Literal["mixed", "apart"] = "mixed") -> Pair:
     """Handwritten digits, 8x8 grey, 10 classes, 1,437 train and 360 test images (comes with scikit-learn).
 
-    scikit-learn gives no split of its own; the one here is fixed, stratified by class and the
-    same for every seed. Images have shape (1, 8, 8) and values from 0 to 1.
+    scikit-learn gives no split of its own; the one here is fixed and the same for every seed. Images
+    have shape (1, 8, 8) and values from 0 to 1.
+
+    Args:
+        train, test: numbers of images, 1,797 in all; by default ``train`` is the rest.
+        writers: "mixed" divides them class by class, by lot. "apart" trains on the first and tests on
+            the last of the file, which other people wrote: a harder test.
     """
     images, labels = load_digits(return_X_y=True)
     # 1797 images of 8x8 with grey values from 0 to 16
     x = torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
-    return hold_out(Images(x, torch.tensor(labels, dtype=torch.int64)), 0.2)
+    every = Images(x, torch.tensor(labels, dtype=torch.int64))
+    train = len(x) - test if train is None else train
+    if not 0 < train <= len(x) - test:
+        raise ValueError(f"digits: train is {train} and test {test}; there are {len(x)} images")
+    if writers == "apart":
+        return every.some(torch.arange(train)), every.some(torch.arange(len(x) - test, len(x)))
+    rest, held = hold_out(every, test, "test")
+    return (rest if train == len(rest) else hold_out(rest, train, "train")[1]), held
 
 
 def mnist() -> Pair:
@@ -196,15 +208,23 @@ def fingerprint(spec: str | dict[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def hold_out(images: Images, share: float, name: str = "validation") -> Pair:
-    """Divide labelled data into (kept, held out), class by class, the same way each time; ``name`` is the option's."""
-    labels = images.labels
+def hold_out(images: Images, share: float, name: str = "validation", seed: int = 0) -> Pair:
+    """Divide labelled data into (kept, held out), class by class.
+
+    ``share`` is from 0 to 1, or the number of images to hold out if it is an int; ``name`` is that of
+    the option it comes from.
+    """
+    labels, classes = images.labels, len(images.labels.unique())
     if int(labels.bincount()[labels.unique()].min()) < 2:
         raise ValueError(f"{name} needs two images of each class; a class has one")
-    least = len(labels.unique()) / len(labels)  # one of each class on both sides
-    if not least <= share <= 1 - least:
-        raise ValueError(f"{name} is {share}; {len(labels)} images need {least:.3f} to {1 - least:.3f}")
-    kept, held = train_test_split(range(len(labels)), test_size=share, stratify=labels.numpy(), random_state=0)
+    counted = isinstance(share, int)
+    whole, form = (len(labels), "d") if counted else (1, ".3f")
+    least = classes if counted else classes / len(labels)  # one of each class on both sides
+    if not least <= share <= whole - least:
+        raise ValueError(f"{name} is {share}; {len(labels)} images need {least:{form}} to {whole - least:{form}}")
+    kept, held = train_test_split(
+        range(len(labels)), test_size=share, stratify=labels.numpy(), random_state=seed % 2**32
+    )
     return images.some(torch.tensor(kept)), images.some(torch.tensor(held))
 
 

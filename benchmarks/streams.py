@@ -17,6 +17,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import rotate
 
 from mas.benchmarks.datasets import hold_out, load_dataset
+from mas.benchmarks.deficits import DeficitSpec, impaired, make_deficit
 from mas.benchmarks.images import AUGMENTATIONS, Images, Pair, as_dataset, channel_statistics
 
 Scenario = Literal["task", "domain", "class"]
@@ -24,6 +25,7 @@ Augment = Literal["none", "flip", "crop", "crop_flip"]
 DatasetSpec = str | dict[str, Any]
 Share = Annotated[float, Ge(0), Lt(1)]
 Count = Annotated[int, Gt(0)]
+Pixels = Annotated[int, Ge(0)]
 
 
 def split(
@@ -152,6 +154,52 @@ def instances(
     return _benchmark([(a, b) for a, b in zip(*dealt, strict=True)], tasks=False)
 
 
+def whole(
+    dataset: DatasetSpec = "digits",
+    train: Count | None = None,
+    test: Count | None = None,
+    pad: Pixels = 0,
+    validation: Share = 0.0,
+    normalize: bool = True,
+    augment: Augment = "none",
+    seed: int = 0,
+) -> Any:
+    """Show all data in a single experience: ordinary training, as critical periods are studied in.
+
+    Args:
+        dataset, validation, normalize, augment: as for `split`.
+        train, test: how many images to take, class by class; by default all.
+        pad: pixels of black to add on each side.
+        seed: of which training images are taken; test images are always the same.
+    """
+    return _benchmark([_whole(dataset, train, test, pad, validation, normalize, augment, seed)], tasks=False)
+
+
+def recovery(
+    deficit: DeficitSpec,
+    dataset: DatasetSpec = "digits",
+    train: Count | None = None,
+    test: Count | None = None,
+    pad: Pixels = 0,
+    validation: Share = 0.0,
+    normalize: bool = True,
+    augment: Augment = "none",
+    seed: int = 0,
+) -> Any:
+    """Show all data twice: first impaired by a deficit, for training and test, then clear.
+
+    Args:
+        deficit: a name in `DEFICITS`, a map with its ``name`` and options, or a function, see
+            `mas.benchmarks.deficits`.
+        dataset, train, test, pad, validation, normalize, augment: as for `whole`.
+        seed: of which training images are taken, and of what the deficit draws.
+    """
+    clear = _whole(dataset, train, test, pad, validation, normalize, augment, seed)
+    made = make_deficit(deficit, _classes(clear), seed)
+    blind = (impaired(clear[0], made, seed), impaired(clear[1], made, seed + 1))
+    return _benchmark([blind, clear], tasks=False)
+
+
 def sequence(
     datasets: Annotated[list[DatasetSpec], MinLen(1)],
     size: Count | None = None,
@@ -184,6 +232,8 @@ STREAMS: dict[str, Callable[..., Any]] = {
     "rotated": rotated,
     "instances": instances,
     "sequence": sequence,
+    "whole": whole,
+    "recovery": recovery,
 }
 """Name in YAML -> function that gives an Avalanche benchmark; its arguments are the keys beside it."""
 
@@ -213,6 +263,33 @@ class _Resized:
         if self.size and x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
         return x.expand(-1, self.channels, -1, -1) if x.shape[1] == 1 else x
+
+
+@dataclass(frozen=True)
+class _Padded:
+    pixels: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.pad(x, (self.pixels,) * 4)
+
+
+def _whole(
+    dataset: DatasetSpec,
+    train: int | None,
+    test: int | None,
+    pad: int,
+    validation: float,
+    normalize: bool,
+    augment: str,
+    seed: int,
+) -> Pair:
+    pair = _prepared(dataset, validation, normalize, augment, *([_Padded(pad)] if pad else []))
+    return _taken(pair[0], train, "train", seed), _taken(pair[1], test, "test", 0)
+
+
+def _taken(images: Images, number: int | None, name: str, seed: int) -> Images:
+    """Take some of the images, class by class."""
+    return images if number in (None, len(images)) else hold_out(images, number, name, seed)[1]
 
 
 def _prepared(dataset: DatasetSpec, validation: float, normalize: bool, augment: str, *changes: Any) -> Pair:

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mas.experiments.report import Row
+    from mas.experiments.report import Shown
 
 app = typer.Typer(
     help="Continual learning with memory-aware synapses: run experiments, compare who forgets what.",
@@ -55,7 +55,7 @@ def run(
     """
     with _user_errors():
         from mas.experiments.cells import every_cell
-        from mas.experiments.config import load_config, resolved
+        from mas.experiments.loading import load_config
         from mas.experiments.report import write_report
         from mas.experiments.run import run_experiment
         from mas.experiments.store import Store
@@ -66,7 +66,7 @@ def run(
         for line in outcome.failed:
             typer.echo(f"error: {line}", err=True)
         if outcome.results.records:
-            _print_table(write_report(Store(folder), resolved(experiment), outcome.results))
+            _print(write_report(Store(folder), experiment, outcome.results))
             typer.echo(f"report: {folder / 'report.html'}")
         if outcome.failed:
             raise typer.Exit(1)
@@ -77,11 +77,12 @@ def check(config: ConfigFile, changes: Changes = None, data: Data = None) -> Non
     """Validate a config and print its cells, without running them."""
     with _user_errors():
         from mas.experiments.cells import every_cell
-        from mas.experiments.config import load_config
+        from mas.experiments.loading import load_config
 
         cells = every_cell(load_config(config, changes or [], data))
         for cell in cells:
-            options = ", ".join(f"{key}={value}" for key, value in cell.settings["strategy"].items())
+            told = {**cell.settings["strategy"], **cell.settings.get("deficit", {})}
+            options = ", ".join(f"{key}={value}" for key, value in told.items())
             typer.echo(f"{cell.id}: {options}")
         typer.echo(f"{config} is valid: {len(cells)} cells")
 
@@ -97,7 +98,7 @@ def report(
         from mas.experiments.store import Store
 
         config, results = read_folder(folder)
-        _print_table(write_report(Store(folder), config, results))
+        _print(write_report(Store(folder), config, results))
         typer.echo(f"report: {folder / 'report.html'}")
 
 
@@ -126,18 +127,20 @@ def compare(
 
 @app.command("list")
 def list_names() -> None:
-    """List strategies, data sets, streams and models, each with a line of explanation."""
+    """List strategies, data sets, streams, models, deficits and probes, each with a line of explanation."""
     with _user_errors():
-        from mas.benchmarks import DATASETS, STREAMS
+        from mas.benchmarks import DATASETS, DEFICITS, STREAMS
         from mas.experiments.models import MODELS
         from mas.experiments.options import describe
-        from mas.strategies import STRATEGIES
+        from mas.strategies import PROBES, STRATEGIES
 
         registries: dict[str, Any] = {
             "strategies": STRATEGIES,
             "data sets": DATASETS,
             "streams": STREAMS,
             "models": MODELS,
+            "deficits": DEFICITS,
+            "probes": PROBES,
         }
         for title, registry in registries.items():
             typer.echo(f"{title}:")
@@ -205,25 +208,19 @@ def _progress(store: Any, cells: list[Any]) -> Iterator[Any]:
         yield announce
 
 
-def _print_table(rows: "list[Row]") -> None:
+def _print(shown: "Shown") -> None:
     from rich.table import Table
 
-    from mas.experiments.report import HEADINGS
-
-    shown = [score for score in list(HEADINGS)[:4] if any(score in cells for _, cells in rows)]
-    if len({cells["seeds"] for _, cells in rows}) > 1:
-        shown.append("seeds")
-    if any(cells["diverged"] for _, cells in rows):
-        shown.append("diverged")
-    table = Table(title="percent, mean [95 % interval over seeds], * p < 0.05 (paired, Holm)", title_justify="left")
-    table.add_column("strategy")
-    for score in shown:
-        table.add_column(HEADINGS.get(score, score), justify="right")
+    table = Table(title=shown.title, title_justify="left")
+    for number, heading in enumerate(shown.headings):
+        table.add_column(heading, justify="right" if number else "left")
     console = _console()
     gap = " [" if console.width >= 100 else "\n["  # a narrow terminal breaks between mean and interval
-    for label, cells in rows:
-        table.add_row(label, *(cells.get(score, "–").replace(" [", gap) for score in shown))
+    for row in shown.rows:
+        table.add_row(*(cell.replace(" [", gap) for cell in row))
     console.print(table)
+    for note in shown.notes:
+        typer.echo(note)
 
 
 def _console() -> "Console":

@@ -1,4 +1,4 @@
-"""The strategy layer: importance and penalty as Avalanche plugins, and ready strategies.
+"""The strategy layer: importance, penalty and probes as Avalanche plugins, and ready strategies.
 
 >>> from mas.strategies import MAS, MASPlugin  # doctest: +SKIP
 """
@@ -10,7 +10,6 @@ if __name__ != "mas.strategies":
 
 from mas.strategies.baselines import AGEM, GEM, Cumulative, DERpp, GEMPlugin, LwF, LwFPlugin, Replay
 from mas.strategies.plugins import (
-    DataName,
     EWCPlugin,
     ImportancePlugin,
     L2Plugin,
@@ -21,6 +20,8 @@ from mas.strategies.plugins import (
     RWalkPlugin,
     SIPlugin,
 )
+from mas.strategies.probes import PROBES, ProbePlugin, Schedule
+from mas.strategies.samples import DataName
 from mas.strategies.supervised import EWC, L2, MAS, SI, Joint, LocalMAS, Naive, OnlineEWC, Random, RWalk
 
 STRATEGIES = {
@@ -49,6 +50,7 @@ __all__ = [
     "GEM",
     "L2",
     "MAS",
+    "PROBES",
     "SI",
     "STRATEGIES",
     "Cumulative",
@@ -67,10 +69,12 @@ __all__ = [
     "Naive",
     "OnlineEWC",
     "OnlineEWCPlugin",
+    "ProbePlugin",
     "RWalk",
     "RWalkPlugin",
     "Random",
     "RandomPlugin",
     "Replay",
     "SIPlugin",
+    "Schedule",
 ]

@@ -6,17 +6,15 @@ penalty it is made of; those that gather importance while training (SI, RWalk) a
 """
 
 import inspect
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le
-from avalanche.models.utils import avalanche_forward
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from mas.gradients import Reduction
 from mas.importance import (
@@ -31,6 +29,7 @@ from mas.importance import (
 from mas.local import local_mas_importance
 from mas.path_integral import PathIntegral, RiemannianWalk
 from mas.penalty import QuadraticPenalty
+from mas.strategies.samples import Data, batches, by_task_labels, check_data, data_of, forward_for, task_of
 
 NonNegative = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
@@ -39,8 +38,6 @@ Count = Annotated[int, Gt(0)]
 Accumulate = Literal["sum", "ema", "decay"]
 Parameters = Literal["all", "backbone"]
 Measure = Callable[..., dict[str, Tensor]]
-DataName = Literal["train", "test", "both"]
-Data = DataName | Dataset[Any] | Callable[[Any], Dataset[Any]]
 
 
 class ImportancePlugin(SupervisedPlugin[Any]):
@@ -77,8 +74,7 @@ class ImportancePlugin(SupervisedPlugin[Any]):
         super().__init__()
         if parameters not in ("all", "backbone"):
             raise ValueError(f"parameters is {parameters!r}; known are 'all', 'backbone'")
-        if isinstance(data, str) and data not in _DATA:
-            raise ValueError(f"data is {data!r}; known are {', '.join(map(repr, _DATA))}, a data set or a function")
+        check_data(data)
         if max_samples is not None and max_samples < 1:
             raise ValueError(f"max_samples is {max_samples}; give a number of at least 1, or None for all")
         self.measure, self.penalty, self.parameters = measure, penalty, parameters
@@ -101,9 +97,7 @@ class ImportancePlugin(SupervisedPlugin[Any]):
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Measure importance for the experience that ends, and protect the weights as they stand."""
-        data: Any = _DATA[self.data] if isinstance(self.data, str) else self.data
-        (task, *_) = getattr(strategy.experience, "task_labels", [0])  # online experiences have none
-        self._protect(strategy, data if hasattr(data, "__getitem__") else data(strategy.experience), task)
+        self._protect(strategy, data_of(self.data, strategy.experience), task_of(strategy.experience))
 
     def adapt(self, strategy: Any, data: Dataset[Any], task_label: int = 0) -> None:
         """Measure importance on ``data`` too, and join it to the penalty; the weights are its anchor.
@@ -124,22 +118,12 @@ class ImportancePlugin(SupervisedPlugin[Any]):
         self._protect(strategy, data, task_label)
 
     def _protect(self, strategy: Any, data: Any, task: int) -> None:
-        batches, forward = partial(self._batches, strategy, data), _forward(data, task)
-        importance = self.measure(strategy.model, batches(), forward=forward)
+        drawn, forward = partial(batches, strategy, data, self.max_samples, self.generator), forward_for(data, task)
+        importance = self.measure(strategy.model, drawn(), forward=forward)
         if self.parameters == "backbone":
-            head = last_layer(strategy.model, next(batches()), forward)
+            head = last_layer(strategy.model, next(drawn()), forward)
             importance = {name: omega for name, omega in importance.items() if name not in head}
         self.penalty.consolidate(strategy.model, importance)
-
-    def _batches(self, strategy: Any, data: Any) -> Iterator[list[Tensor]]:
-        data = data.eval() if _is_avalanche(data) else data
-        drawn = None
-        if self.max_samples is not None:
-            drawn = torch.randperm(len(data), generator=self.generator)[: self.max_samples].tolist()
-        loader = DataLoader(data, strategy.train_mb_size, sampler=drawn, collate_fn=getattr(data, "collate_fn", None))
-        for batch in loader:
-            parts = [batch] if isinstance(batch, Tensor) else batch
-            yield [tensor.to(strategy.device) for tensor in parts]
 
 
 class MASPlugin(ImportancePlugin):
@@ -338,7 +322,7 @@ class RWalkPlugin(ImportancePlugin):
         super().after_training_exp(strategy, *args, **kwargs)
 
     def _close_interval(self, strategy: Any) -> None:
-        fisher = fisher_importance(strategy.model, [self.batch], "empirical", _by_task_labels)
+        fisher = fisher_importance(strategy.model, [self.batch], "empirical", by_task_labels)
         self._walk().close_interval(fisher)
 
     def _walk(self) -> RiemannianWalk:
@@ -388,39 +372,3 @@ class RandomPlugin(ImportancePlugin):
 
 
 _EWC_MODES: dict[str, Literal["quadratics", "decay"]] = {"separate": "quadratics", "online": "decay"}
-
-
-def _train_data(experience: Any) -> Any:
-    return experience.dataset
-
-
-def _test_data(experience: Any) -> Any:
-    """Find the test data of a training experience: those of the same number in its benchmark."""
-    benchmark = getattr(getattr(experience, "origin_stream", None), "benchmark", None)
-    if benchmark is None:
-        raise ValueError("the experience does not know its benchmark; give its test data by data=<function of it>")
-    return benchmark.test_stream[experience.current_experience].dataset
-
-
-def _both(experience: Any) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of mixed transforms; those of evaluation are set afterwards
-        return _train_data(experience).concat(_test_data(experience))
-
-
-_DATA: dict[str, Callable[[Any], Any]] = {"train": _train_data, "test": _test_data, "both": _both}
-
-
-def _is_avalanche(data: Any) -> bool:
-    return hasattr(data, "targets_task_labels")
-
-
-def _forward(data: Any, task: int) -> Callable[[nn.Module, list[Tensor]], Any]:
-    """Run the model as Avalanche's strategies do, where task labels go along."""
-    if _is_avalanche(data):
-        return _by_task_labels
-    return lambda model, batch: avalanche_forward(model, batch[0], torch.full((len(batch[0]),), task))
-
-
-def _by_task_labels(model: nn.Module, batch: list[Tensor]) -> Any:
-    return avalanche_forward(model, batch[0], batch[-1])

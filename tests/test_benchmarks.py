@@ -119,7 +119,10 @@ def test_validation_is_held_out_of_the_training_data():
         ({"class_order": "sorted"}, "class_order is sorted"),
         ({"experiences": [3, 3]}, r"experiences is \[3, 3\]; the numbers must add up to the 10 classes of digits"),
         ({"augment": "twist"}, "augment is 'twist'; known are none, flip, crop, crop_flip"),
-        ({"dataset": {"name": "digits", "size": 8}}, "dataset digits has no option 'size'; it has: none"),
+        (
+            {"dataset": {"name": "digits", "size": 8}},
+            "dataset digits has no option 'size'; it has: train, test, writers",
+        ),
         (
             {"dataset": {"name": "flowers102", "size": 0}},
             "dataset flowers102: size is 0; Input should be greater than 0",

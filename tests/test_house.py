@@ -125,4 +125,6 @@ def test_the_wheel_holds_one_package(tmp_path):
     assert all(name.startswith("mas/") for name in code)
     wanted = [p.relative_to(ROOT) for p in SOURCES]
     expected = {str(p) if p.parts[0] == "mas" else f"mas/{p}" for p in wanted}
-    assert expected | {"mas/experiments/report.html.jinja"} == set(code)
+    templates = {str(p.relative_to(ROOT)) for p in ROOT.glob("mas/experiments/templates/*.jinja")}
+    assert len(templates) == 3
+    assert expected | templates == set(code)

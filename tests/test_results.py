@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from mas.experiments.config import load_config
+from mas.experiments.loading import load_config
 from tests.results.page import final_acc, page
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"

@@ -15,11 +15,12 @@ from mas.benchmarks.images import keep_on_device
 from mas.experiments.cells import Cell
 from mas.experiments.errors import BLOW_UPS, DivergedError
 from mas.experiments.models import model_for
+from mas.experiments.probed import Seen, deficit_plugin, probe_plugins
 from mas.experiments.seeds import stream_seed
 from mas.experiments.selection import at_start, continual_option, penalty_of, tune
-from mas.experiments.training import make_strategy
+from mas.experiments.training import epochs_of, make_strategy
 from mas.measuring import measuring
-from mas.strategies import STRATEGIES, ImportancePlugin, Joint
+from mas.strategies import STRATEGIES, ImportancePlugin, Joint, ProbePlugin
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
@@ -28,7 +29,8 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     Returns:
         Plain data: ``status`` ("finished" or "diverged") with a ``reason``, ``untrained`` (T
         accuracies), ``accuracy`` (T rows of T accuracies, None where not measured), ``tries`` (of
-        ``select: continual``, a list per experience), ``seconds``.
+        ``select: continual``, a list per experience), ``probes`` (rows of `mas.experiments.probed.Seen`),
+        ``seconds``.
     """
     start, threads = time.perf_counter(), torch.get_num_threads()
     torch.set_num_threads(1)  # the order of sums, and so the last bit, depends on the thread count
@@ -45,6 +47,7 @@ def _train(cell: Cell) -> dict[str, Any]:
     benchmark = _benchmark(cell)
     strategy = build_strategy(cell, benchmark)
     strategy.plugins.append(_Accuracies())
+    probes = _impair_and_probe(cell, strategy, benchmark)
     tune_for = _tuner(cell, strategy)
     size = len(benchmark.train_stream)
     result: dict[str, Any] = {
@@ -53,6 +56,7 @@ def _train(cell: Cell) -> dict[str, Any]:
         "untrained": None,
         "accuracy": [[None] * size for _ in range(size)],
         "tries": [],
+        "probes": [],
     }
     try:
         result["untrained"] = _test(strategy, benchmark.test_stream)
@@ -61,8 +65,8 @@ def _train(cell: Cell) -> dict[str, Any]:
             _learn(strategy, experiences, cell)
             result["accuracy"][trained_on] = _test(strategy, benchmark.test_stream)
     except BLOW_UPS as error:
-        return result | {"status": "diverged", "reason": str(error)}
-    return result
+        result |= {"status": "diverged", "reason": str(error)}
+    return result | {"probes": [Seen(view, *row) for view, plugin in probes for row in plugin.rows]}
 
 
 def _benchmark(cell: Cell, **changes: Any) -> Any:
@@ -73,8 +77,19 @@ def _benchmark(cell: Cell, **changes: Any) -> Any:
     return benchmark
 
 
+def _impair_and_probe(cell: Cell, strategy: Any, benchmark: Any) -> list[tuple[str, ProbePlugin]]:
+    """Add the cell's deficit to a strategy, before all that looks at batches, and its probes; give these."""
+    deficit = deficit_plugin(cell.settings.get("deficit"), benchmark, cell.seed)
+    if deficit is not None:
+        strategy.plugins.insert(0, deficit)
+    probes = probe_plugins(cell.settings.get("probes", []), deficit, cell.seed)
+    strategy.plugins += [plugin for _, plugin in probes]
+    return probes
+
+
 def _learn(strategy: Any, experiences: Any, cell: Cell) -> None:
     reset = cell.settings["training"]["reset_optimizer"]
+    strategy.train_epochs = epochs_of(cell.settings["training"], strategy.clock.train_exp_counter)
     strategy.train(experiences, reset_optimizer_state=reset, pin_memory=False)  # images may lie on the GPU
     for name, parameter in strategy.model.named_parameters():
         if not torch.isfinite(parameter).all():

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from mas.experiments.config import Forgetting, resolved
+from mas.experiments import consolidated_deficit, critical_period
+from mas.experiments.config import ConsolidatedDeficit, CriticalPeriod, Experiment, Forgetting, resolved
 from mas.experiments.selection import Choice, as_text, candidates, continual_option, has_grid, is_grid
 
 
@@ -26,7 +27,7 @@ class Cell:
         return f"{self.label}-seed{self.seed}"
 
 
-def expand(config: Forgetting, chosen: dict[str, Choice] | None = None) -> list[Cell]:
+def expand(config: Experiment, chosen: dict[str, Choice] | None = None) -> list[Cell]:
     """Give the cells to report, seed by seed, so that early results compare all strategies.
 
     Args:
@@ -35,19 +36,27 @@ def expand(config: Forgetting, chosen: dict[str, Choice] | None = None) -> list[
             for its choice hold the values to choose from.
     """
     return [
-        _cell(config, label, seed, strategy | (chosen or {}).get(label, {}), selection=_how(config, strategy))
+        Cell(label, seed, _only_set(settings))
         for seed in config.seed_list()
-        for label, strategy in _strategies(config)
+        for label, settings in _plan(config, chosen or {}).items()
     ]
 
 
-def tries_of(config: Forgetting) -> dict[str, list[tuple[Choice, list[Cell]]]]:
+def labels_of(config: Experiment) -> list[str]:
+    """Give the labels of the cells to report, in their order."""
+    return list(_plan(config, {}))
+
+
+def tries_of(config: Experiment) -> dict[str, list[tuple[Choice, list[Cell]]]]:
     """Give, by label, the choices that are to be tried and the cells that try them, on held-out data."""
+    if not isinstance(config, Forgetting):
+        return {}
 
     def cells(label: str, strategy: dict[str, Any], choice: Choice) -> list[Cell]:
         name, options = f"{label}~{as_text(choice)}", strategy | choice
         held_out = config.selection.validation
-        return [_cell(config, name, seed, options, held_out) for seed in config.selection.seeds]
+        settings = _only_set(_settings(config, options, held_out))
+        return [Cell(name, seed, settings) for seed in config.selection.seeds]
 
     return {
         label: [(choice, cells(label, strategy, choice)) for choice in candidates(strategy)]
@@ -56,14 +65,28 @@ def tries_of(config: Forgetting) -> dict[str, list[tuple[Choice, list[Cell]]]]:
     }
 
 
-def every_cell(config: Forgetting) -> list[Cell]:
+def every_cell(config: Experiment) -> list[Cell]:
     """Give the cells that choose settings, then those to report."""
     return [*trying_cells(config), *expand(config)]
 
 
-def trying_cells(config: Forgetting) -> list[Cell]:
+def trying_cells(config: Experiment) -> list[Cell]:
     """Give the cells that choose settings."""
     return [cell for own in tries_of(config).values() for _, cells in own for cell in cells]
+
+
+def _plan(config: Experiment, chosen: dict[str, Choice]) -> dict[str, dict[str, Any]]:
+    """Give the settings of the cells to report, by label."""
+    if isinstance(config, CriticalPeriod):
+        return critical_period.plan(config)
+    if isinstance(config, ConsolidatedDeficit):
+        return consolidated_deficit.plan(config)
+    if not isinstance(config, Forgetting):
+        raise TypeError(f"cannot expand {type(config).__name__}")
+    return {
+        label: _settings(config, strategy | chosen.get(label, {}), selection=_how(config, strategy))
+        for label, strategy in _strategies(config)
+    }
 
 
 def _strategies(config: Forgetting) -> list[tuple[str, dict[str, Any]]]:
@@ -82,18 +105,23 @@ def _how(config: Forgetting, strategy: dict[str, Any]) -> dict[str, Any]:
     return {"validation": config.selection.validation} if continual_option(strategy) else {}
 
 
-def _cell(
+def _settings(
     config: Forgetting,
-    label: str,
-    seed: int,
     strategy: dict[str, Any],
     held_out: float | None = None,
     selection: dict[str, Any] | None = None,
-) -> Cell:
+) -> dict[str, Any]:
     data = resolved(config)
-    settings = {key: data[key] for key in ("experiment", "benchmark", "model", "training")}
+    settings = {key: data[key] for key in ("experiment", "benchmark", "model", "training", "deficit")}
     if held_out is not None:
         settings["benchmark"] = settings["benchmark"] | {"validation": held_out}
-    if selection:
-        settings["selection"] = selection
-    return Cell(label, seed, settings | {"strategy": strategy})
+    else:
+        settings["probes"] = data["probes"]
+    return settings | {"selection": selection, "strategy": strategy}
+
+
+def _only_set(settings: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what is not set, so that results stay valid when there is more that could be."""
+    kept = {key: value for key, value in settings.items() if value not in (None, [], {})}
+    training = {key: value for key, value in settings["training"].items() if value is not None}
+    return kept | {"training": training}

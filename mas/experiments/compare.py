@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from mas.experiments.config import Forgetting, resolved
 from mas.experiments.errors import UserError
-from mas.experiments.report import percent
+from mas.experiments.pages import percent
 from mas.experiments.results import Results, read_folder
 from mas.experiments.summary import compare_runs
 
@@ -28,7 +29,7 @@ def compare_folders(first: Path, second: Path) -> Comparison:
     Raises:
         UserError: one of them is none, or they share no strategy, or no seed.
     """
-    (a_config, a), (b_config, b) = read_folder(first), read_folder(second)
+    (a_config, a), (b_config, b) = _read(first), _read(second)
     a_labels, b_labels = ({r["label"] for r in results.records} for results in (a, b))
     if not a_labels & b_labels:
         raise UserError(
@@ -50,6 +51,13 @@ def comparison_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]
         for r in comparison.table.itertuples()
     ]
     return HEADINGS, rows
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], Results]:
+    config, results = read_folder(folder)
+    if not isinstance(config, Forgetting):
+        raise UserError(f"{folder}: holds experiment: {config.experiment}; only runs of experiment: forgetting compare")
+    return resolved(config), results
 
 
 def _listed(labels: set[str]) -> str:

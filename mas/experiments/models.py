@@ -13,6 +13,7 @@ from avalanche.models import DynamicModule, MultiTaskModule
 from torch import Tensor, nn
 
 Activation = Literal["relu", "tanh", "gelu"]
+Norm = Literal["none", "batch"]  # batch: BatchNorm before each activation
 Count = Annotated[int, Gt(0)]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
 
@@ -21,10 +22,12 @@ def mlp(
     shape: Sequence[int],
     hidden: list[Count] = [256, 256],  # noqa: B006 - never changed
     activation: Activation = "relu",
+    norm: Norm = "none",
 ) -> nn.Module:
     """Fully connected network on the flattened input; ``hidden`` gives the units of each layer."""
-    sizes = [prod(shape), *hidden]
-    layers = [layer for i, o in pairwise(sizes) for layer in (nn.Linear(i, o), _ACTIVATIONS[activation]())]
+    layers: list[nn.Module] = []
+    for i, o in pairwise([prod(shape), *hidden]):
+        layers += [nn.Linear(i, o), *([nn.BatchNorm1d(o)] if norm == "batch" else []), _ACTIVATIONS[activation]()]
     return nn.Sequential(nn.Flatten(), *layers)
 
 
@@ -78,6 +81,19 @@ def vgg_small(shape: Sequence[int], width: Count = 64, hidden: Count = 128) -> n
     )
 
 
+def all_cnn(shape: Sequence[int], width: Count = 96) -> nn.Module:
+    """All-convolutional network: eight convolutions with BatchNorm, two with stride, no pooling (Springenberg 2015)."""
+    layers: list[nn.Module] = []
+    channels = shape[0]
+    for out, stride, kernel in (
+        *((width, 1, 3), (width, 1, 3), (2 * width, 2, 3), (2 * width, 1, 3)),
+        *((2 * width, 1, 3), (2 * width, 2, 3), (2 * width, 1, 3), (2 * width, 1, 1)),
+    ):
+        layers += [nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+        channels = out
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
 def vit_tiny(
     shape: Sequence[int], patch: Count = 4, depth: Count = 6, heads: Count = 3, width: Count = 192
 ) -> nn.Module:
@@ -127,6 +143,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet18,
     "resnet32": resnet32,
     "vgg_small": vgg_small,
+    "all_cnn": all_cnn,
     "alexnet": alexnet,
     "vit_tiny": vit_tiny,
     "torchvision": torchvision_model,

@@ -16,7 +16,7 @@ import torch
 from mas.benchmarks import fingerprint
 from mas.experiments.cell import run_cell
 from mas.experiments.cells import Cell, expand, trying_cells
-from mas.experiments.config import Forgetting, resolved
+from mas.experiments.config import Experiment, resolved
 from mas.experiments.errors import UserError
 from mas.experiments.results import Results, choices, read_results, read_tries, settled
 from mas.experiments.store import Store
@@ -34,7 +34,7 @@ class Outcome:
 
 
 def run_experiment(
-    config: Forgetting, folder: Path, workers: int | None = None, announce: Announce = lambda cell, result: None
+    config: Experiment, folder: Path, workers: int | None = None, announce: Announce = lambda cell, result: None
 ) -> Outcome:
     """Train every cell of a config that ``folder`` does not hold yet: first those that choose settings.
 
@@ -69,11 +69,11 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _to_report(config: Forgetting, store: Store) -> list[Cell]:
+def _to_report(config: Experiment, store: Store) -> list[Cell]:
     return expand(config, choices(config, read_tries(config, store)))
 
 
-def _fingerprints(config: Forgetting) -> dict[str, str]:
+def _fingerprints(config: Experiment) -> dict[str, str]:
     options = config.benchmark.model_dump()
     specs = options["datasets"] if "datasets" in options else [options["dataset"]]
     return {spec if isinstance(spec, str) else json.dumps(spec): fingerprint(spec) for spec in specs}

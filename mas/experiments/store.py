@@ -4,7 +4,7 @@ runs/<name>/config.yaml       the resolved config
             environment.json  versions, commit, processor: a list, as cells may be trained one after another
             data.json         fingerprints of the data sets
             cells/<id>.json   what one cell gave, with its settings
-            results.csv  summary.csv  comparisons.csv  selection.csv  figures/  report.html    made from the cells
+            *.csv  figures/  report.html    made from the cells
 """
 
 import json
@@ -21,7 +21,7 @@ import yaml
 from mas.experiments.cells import Cell
 from mas.experiments.errors import UserError
 
-_KEPT = ("label", "seed", "settings", "status", "reason", "untrained", "accuracy", "tries", "seconds")
+_KEPT = ("label", "seed", "settings", "status", "reason", "untrained", "accuracy", "tries", "probes", "seconds")
 
 
 class Store:
@@ -148,7 +148,7 @@ def environment() -> dict[str, Any]:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = {"probes": []} | json.loads(path.read_text(encoding="utf-8"))  # older cells had none
         return {key: record[key] for key in _KEPT}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is damaged ({type(error).__name__}: {error}); delete it and run again") from None

@@ -8,8 +8,9 @@ import pytest
 import mas.strategies
 from mas.benchmarks import data_root
 from mas.experiments.cells import expand
-from mas.experiments.config import STRATEGY_MODELS, load_config, resolved
+from mas.experiments.config import STRATEGY_MODELS, resolved
 from mas.experiments.errors import UserError
+from mas.experiments.loading import load_config
 from mas.experiments.seeds import stream_seed
 from mas.experiments.source import Source
 from mas.strategies import STRATEGIES
@@ -74,7 +75,10 @@ def test_defaults_are_written_out(write):
         load_config(write("experiment: forgetting\nbenchmark: {stream: split}\nstrategies: [{name: naive}]\n"))
     )
     assert data["training"]["reset_optimizer"] is True
-    assert data["model"] == {"head": "shared", "name": "mlp", "hidden": [256, 256], "activation": "relu"}
+    assert data["model"] == {
+        **{"head": "shared", "name": "mlp", "hidden": [256, 256]},
+        **{"activation": "relu", "norm": "none"},
+    }
     assert data["seeds"] == 5
 
 

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from mas.experiments.cells import every_cell
-from mas.experiments.config import load_config
+from mas.experiments.loading import load_config
 from mas.experiments.run import run_experiment
 from tests.data import REAL, make_folder, real
 

@@ -18,10 +18,12 @@ from mas.benchmarks import split
 from mas.experiments import cell as cell_module
 from mas.experiments.cell import build_strategy, run_cell
 from mas.experiments.cells import expand
-from mas.experiments.config import load_config, resolved
+from mas.experiments.config import resolved
 from mas.experiments.errors import UserError
+from mas.experiments.forgetting_report import draw_figures, table_rows, write_forgetting_report
+from mas.experiments.loading import load_config
 from mas.experiments.models import MultiHead, build_model
-from mas.experiments.report import draw_figures, table_rows, write_report
+from mas.experiments.report import write_report
 from mas.experiments.results import Results, read_results
 from mas.experiments.run import default_workers, run_experiment
 from mas.experiments.seeds import stream_seed
@@ -68,7 +70,7 @@ def finished(config, tmp_path_factory):
     """A finished run, made once by this process."""
     folder = tmp_path_factory.mktemp("runs") / "small"
     outcome = run_experiment(config, folder, workers=1)
-    write_report(Store(folder), resolved(config), outcome.results)
+    write_report(Store(folder), config, outcome.results)
     return folder, outcome
 
 
@@ -322,6 +324,7 @@ def records(accuracies, label="naive", diverged=()):
             "untrained": [0.5, 0.5],
             "seconds": 1.0,
             "tries": [],
+            "probes": [],
         }
         status = "diverged" if seed in diverged else "finished"
         made.append({**common, "accuracy": r, "status": status, "reason": "loss is nan" if seed in diverged else None})
@@ -341,13 +344,13 @@ def test_law_11_diverged_cells_enter_no_mean_and_are_shown():
 
 def test_law_11_where_every_seed_diverged_there_is_no_number(tmp_path):
     given = [*records([0.5, 0.6]), *records([0.5, 0.6], "mas", diverged={0, 1})]
-    rows = dict(write_report(Store(tmp_path / "r"), {"x": 1}, Results(given, {}, {})))
+    rows = dict(write_forgetting_report(Store(tmp_path / "r"), {"x": 1}, Results(given, {}, {})))
     assert rows["mas"] == {"seconds": "1.0", "seeds": "0", "diverged": "2 of 2"}
     page = (tmp_path / "r" / "report.html").read_text()
     assert "2 of 2" in page
     assert "mas, seed 1: loss is nan" in page
     assert not (tmp_path / "r" / "figures" / "matrix_mas.png").exists()
-    everything = write_report(Store(tmp_path / "s"), {"x": 1}, Results(records([0.5], diverged={0}), {}, {}))
+    everything = write_forgetting_report(Store(tmp_path / "s"), {"x": 1}, Results(records([0.5], diverged={0}), {}, {}))
     assert everything == [("naive", {"seconds": "1.0", "seeds": "0", "diverged": "1 of 1"})]
 
 
@@ -539,7 +542,7 @@ def test_the_report_is_made_anew_from_the_cells_alone(config, finished):
     for name in names:
         (folder / name).unlink()
     (folder / "figures" / "matrix_old.png").write_bytes(b"")
-    write_report(Store(folder), resolved(config), read_results(config, Store(folder)))
+    write_report(Store(folder), config, read_results(config, Store(folder)))
     assert {name: (folder / name).read_bytes() for name in names} == before
     assert not (folder / "figures" / "matrix_old.png").exists()
 

@@ -10,9 +10,11 @@ from mas.benchmarks import split
 from mas.experiments import cell as cell_module
 from mas.experiments.cell import build_strategy, run_cell
 from mas.experiments.cells import Cell, expand, tries_of
-from mas.experiments.config import STRATEGY_MODELS, load_config, resolved
+from mas.experiments.config import STRATEGY_MODELS
 from mas.experiments.errors import UserError
-from mas.experiments.report import tried_rows, write_report
+from mas.experiments.forgetting_report import tried_rows
+from mas.experiments.loading import load_config
+from mas.experiments.report import write_report
 from mas.experiments.results import read_results
 from mas.experiments.run import run_experiment
 from mas.experiments.seeds import stream_seed
@@ -93,7 +95,7 @@ def test_a_run_takes_what_did_best_and_keeps_every_try(config, tmp_path, monkeyp
     reported = {r["label"]: r["settings"]["strategy"] for r in outcome.results.records}
     assert (reported["mas"]["lam"], reported["mas"]["norm"]) == (10.0, "l2")
     assert len(outcome.results.records) == 6
-    write_report(Store(tmp_path / "r"), resolved(config), outcome.results)
+    write_report(Store(tmp_path / "r"), config, outcome.results)
     table = pd.read_csv(tmp_path / "r" / "selection.csv")
     assert list(table) == ["strategy", "value", "seed", "experience", "status", "ACC", "seconds", "chosen"]
     assert len(table) == 12
@@ -253,7 +255,7 @@ def test_tries_are_kept_with_the_cell(config, tmp_path):
     kept = read_results(config, Store(tmp_path / "r")).records
     (record,) = [r for r in kept if r["label"] == "ewc-c"]
     assert record["tries"][0] == []
-    write_report(Store(tmp_path / "r"), resolved(config), outcome.results)
+    write_report(Store(tmp_path / "r"), config, outcome.results)
     table = pd.read_csv(tmp_path / "r" / "selection.csv")
     continual = table[table.experience.notna()]
     assert continual.ACC.tolist() == [t["accuracy"] for t in record["tries"][1]]

@@ -1,0 +1,224 @@
+"""The tables, figures and pages of the experiments on critical periods."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+import yaml
+
+from mas.experiments.config import ConsolidatedDeficit, CriticalPeriod, Experiment, resolved
+from mas.experiments.consolidated_deficit import SCORES, scores_of
+from mas.experiments.critical_period import curves, explained, needs_control, share_shifts, traced
+from mas.experiments.drawing import draw_removal, draw_shares, draw_strengths, draw_traces, draw_window, png
+from mas.experiments.pages import as_text, number, percent, render, write_files
+from mas.experiments.probed import TOTAL, probes_table, trace_table
+from mas.experiments.store import Store
+
+Record = dict[str, Any]
+Rows = list[list[str]]
+
+CONSTANT = "The learning rate is constant: the lr-matched control would be the clear run itself, and is not needed."
+_SEEDS = (
+    "Percent; mean over {seeds} seeds with the 95 % interval (expanded percentile bootstrap); differences are paired "
+    "by seed, p of the paired t-test, adjusted by Holm's method."
+)
+
+
+class Section(NamedTuple):
+    """A part of a page."""
+
+    title: str
+    text: str = ""
+    headings: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    figures: Sequence[str] = ()
+
+
+def write_critical_report(
+    store: Store, config: CriticalPeriod, records: Sequence[Record]
+) -> tuple[list[str], Rows, list[str]]:
+    """Write the files of ``experiment: critical_period``; give headings, rows and notes for the terminal."""
+    tables = {
+        "curves": curves(config, records),
+        "control": explained(config, records),
+        "probes": probes_table(records),
+        "traces": trace_table(records),
+        "shares": share_shifts(config, records),
+    }
+    kept = {name: table for name, table in tables.items() if len(table)}
+    figures = {name: png(figure) for name, figure in _critical_figures(config, tables).items()}
+    write_files(store, kept, figures)
+    sections = [*_curve_sections(config, tables), *_trace_sections(config, tables, figures)]
+    introduction = [_SEEDS.format(seeds=len(config.seed_list())), "Loss is how far accuracy is below the reference's."]
+    _write_page(store, config, records, "critical periods", introduction, sections, figures)
+    notes = [CONSTANT] if config.removal and not needs_control(config) else _control_notes(tables["control"])
+    return _CURVE_HEADINGS, _curve_rows(tables["curves"]), notes
+
+
+def write_consolidated_report(
+    store: Store, config: ConsolidatedDeficit, records: Sequence[Record]
+) -> tuple[list[str], Rows, list[str]]:
+    """Write the files of ``experiment: consolidated_deficit``; give headings, rows and notes for the terminal."""
+    scores = scores_of(config, records)
+    figures = {"strengths": png(draw_strengths(scores))}
+    write_files(store, {"scores": scores, "probes": probes_table(records), "traces": trace_table(records)}, figures)
+    rows = _score_rows(scores)
+    about = "; ".join(f"{_title(score)}: {meaning}" for score, meaning in SCORES.items())
+    text = about + ". * p < 0.05 against the run of the same length without protection."
+    sections = [Section("Does protection deepen the impairment?", text, _SCORE_HEADINGS, rows, ["strengths"])]
+    introduction = [_SEEDS.format(seeds=len(config.seed_list()))]
+    _write_page(store, config, records, "a consolidated deficit", introduction, sections, figures)
+    return _SCORE_HEADINGS, rows, []
+
+
+_CURVE_HEADINGS = ["curve", "deficit", "epoch", "accuracy", "on training data", "loss", "p (Holm)"]
+_SCORE_HEADINGS = ["strategy", "λ", "deficit", *(score.replace("_", " ") for score in SCORES)]
+
+
+def _critical_figures(config: CriticalPeriod, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    if config.removal:
+        figures["removal"] = draw_removal(tables["curves"])
+    if config.window:
+        figures["window"] = draw_window(tables["curves"], tables["traces"], config.window.length)
+    if config.trace:
+        labels, end = [run.label for run in traced(config)], config.trace.end
+        figures |= draw_traces(tables["traces"], labels, end)
+        of_layers = tables["traces"][tables["traces"]["probe"] == "fisher_trace"]
+        if "train" in set(of_layers["on"]):
+            figures["shares"] = draw_shares(tables["traces"], labels, end, "train")
+    return figures
+
+
+def _curve_sections(config: CriticalPeriod, tables: dict[str, pd.DataFrame]) -> list[Section]:
+    table, made = tables["curves"], []
+    if config.removal:
+        rows = _curve_rows(table[table["curve"].isin(["removal", "control"])])
+        text = (
+            f"The deficit lasts until the epoch of removal; then {config.training.epochs} clear epochs follow. "
+            "Reference: no deficit."
+        )
+        made.append(Section("Removal", text, _CURVE_HEADINGS, rows, ["removal"]))
+        made.append(_control_section(config, tables["control"]))
+    if config.window:
+        rows = _curve_rows(table[table["curve"] == "window"])
+        text = (
+            f"The deficit lasts {config.window.length} epochs; then {config.training.epochs} clear epochs follow. "
+            "Reference: as many epochs without deficit."
+        )
+        made.append(Section("Window", text, _CURVE_HEADINGS, rows, ["window"]))
+    return made
+
+
+def _control_section(config: CriticalPeriod, control: pd.DataFrame) -> Section:
+    if not needs_control(config):
+        return Section("The learning rate's part", CONSTANT)
+    text = (
+        "The lr-matched control is a fresh network without deficit, trained with the learning rates that the impaired "
+        "one sees after removal. What it loses, the deficit need not explain. The share says little where the loss is "
+        "not clearly above 0."
+    )
+    headings = ["deficit", "epoch of removal", "loss", "control's loss", "explained by it", "left", "p"]
+    rows = [
+        [
+            *(r.deficit, str(r.epoch), percent(r.loss), percent(r.control_loss), percent(r.explained)),
+            *(percent(r.left, r.left_ci_low, r.left_ci_high), _p(r.p)),
+        ]
+        for r in control.itertuples()
+    ]
+    return Section("The learning rate's part", text, headings, rows)
+
+
+def _control_notes(control: pd.DataFrame) -> list[str]:
+    return [
+        f"{r.deficit} removed at {r.epoch}: loses {percent(r.loss)}; the lr-matched control loses "
+        f"{percent(r.control_loss)} "
+        f"({percent(r.explained)} % of it); left {percent(r.left, r.left_ci_low, r.left_ci_high)}, p = {_p(r.p)}"
+        for r in control.itertuples()
+    ]
+
+
+def _trace_sections(
+    config: CriticalPeriod, tables: dict[str, pd.DataFrame], figures: dict[str, bytes]
+) -> list[Section]:
+    if config.trace is None:
+        return []
+    names = [name for name in figures if name.startswith("trace_")]
+    headings = ["run", "on", "peak", "at epoch", "at the end", "end / peak"]
+    trace = Section(
+        "Over the epochs", "Fisher trace, all layers, mean over seeds.", headings, _peaks(tables["traces"]), names
+    )
+    shifts = [[r.label, r.on, number(r.shift, r.ci_low, r.ci_high)] for r in tables["shares"].itertuples()]
+    text = (
+        "Each layer's share of the Fisher trace: where the information is. The shift is the Jensen–Shannon divergence "
+        f"of the shares on clear data at epoch {config.trace.end} and at the end, in nats: near 0 is fixed, "
+        "log 2 = 0.69 is all new."
+    )
+    return [trace, Section("Between the layers", text, ["run", "on", "shift"], shifts, ["shares"])]
+
+
+def _peaks(traces: pd.DataFrame) -> Rows:
+    totals = traces[(traces["part"] == TOTAL) & (traces["probe"] == "fisher_trace")]
+    rows = []
+    for (label, view), own in totals.groupby(["label", "on"], sort=False):
+        peak, last = own.loc[own["mean"].idxmax()], own.iloc[-1]
+        ratio = last["mean"] / peak["mean"]
+        rows.append([label, view, number(peak["mean"]), str(peak["epoch"]), number(last["mean"]), number(ratio)])
+    return rows
+
+
+def _curve_rows(table: pd.DataFrame) -> Rows:
+    return [
+        [
+            *(r.curve, r.deficit or "–", str(r.epoch), percent(r.accuracy, r.ci_low, r.ci_high)),
+            *(percent(r.train_accuracy), percent(r.loss, r.loss_ci_low, r.loss_ci_high), _p(r.p_holm)),
+        ]
+        for r in table.itertuples()
+    ]
+
+
+def _score_rows(scores: pd.DataFrame) -> Rows:
+    rows = []
+    for (strategy, strength, length), own in scores.groupby(
+        ["strategy", "strength", "length"], sort=False, dropna=False
+    ):
+        cells = []
+        for r in own.itertuples():
+            text = (percent if _is_share(r.score) else number)(r.mean, r.ci_low, r.ci_high)
+            cells.append(text + ("*" if r.p_holm < 0.05 else ""))
+        rows.append([str(strategy), "–" if pd.isna(strength) else f"{strength:g}", str(length), *cells])
+    return rows
+
+
+def _is_share(score: Any) -> bool:
+    return score in ("accuracy", "impaired_accuracy", "forgetting", "intransigence")
+
+
+def _title(score: str) -> str:
+    return score.replace("_", " ")
+
+
+def _p(value: float) -> str:
+    return "–" if pd.isna(value) else f"{value:.2g}"
+
+
+def _write_page(
+    store: Store,
+    config: Experiment,
+    records: Sequence[Record],
+    subject: str,
+    introduction: list[str],
+    sections: list[Section],
+    figures: dict[str, bytes],
+) -> None:
+    page = render(
+        "probed.html.jinja",
+        name=store.folder.name,
+        subject=subject,
+        introduction=introduction,
+        diverged=[r for r in records if r["status"] == "diverged"],
+        sections=sections,
+        figures={key: as_text(picture) for key, picture in figures.items()},
+        config=yaml.safe_dump(resolved(config), sort_keys=False),
+    )
+    store.write("report.html", page)
