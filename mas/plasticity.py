@@ -195,7 +195,8 @@ def trainability(
         steps: of the copy.
         lr: its learning rate.
         forward: as for `unit_activity`.
-        generator: draws the labels, uniformly over the outputs; by default a fresh one, seeded 0.
+        generator: draws the labels, uniformly over the outputs, and what dropout and its like draw; by
+            default a fresh one, seeded 0.
 
     Returns:
         The cross-entropy over all batches after the last step, in eval mode, in nats.
@@ -212,7 +213,9 @@ def trainability(
         raise ValueError("batches gave no sample; give a list of batches")
     with measuring(model), torch.enable_grad():
         pupil = copy.deepcopy(bare(model)).requires_grad_(True)
-        labels = _random_labels(pupil, batches, run, generator or torch.Generator().manual_seed(0))
+        generator = generator or torch.Generator().manual_seed(0)
+        labels = _random_labels(pupil, batches, run, generator)
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # the guard puts the stream back
         _train(pupil.train(), batches, labels, steps, lr, run)
         with torch.no_grad():
             pupil.eval()

@@ -109,11 +109,11 @@ class ProbePlugin(SupervisedPlugin[Any]):
             raise ValueError(f"max_samples is {max_samples}; give a number of at least 1, or None for all")
         self.probes, self.data, self.schedule, self.max_samples = dict(probes), data, schedule, max_samples
         self.rows: list[Row] = []
-        self.epoch = self.iteration = 0
+        self.experience = self.epoch = self.iteration = 0
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Look at the network as the experience finds it."""
-        self.epoch = self.iteration = 0
+        self.experience, self.epoch, self.iteration = strategy.clock.train_exp_counter, 0, 0
         if self.schedule.every is not None:
             self._look(strategy)
 
@@ -131,12 +131,11 @@ class ProbePlugin(SupervisedPlugin[Any]):
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Look at what the experience leaves."""
-        now = (strategy.clock.train_exp_counter, self.iteration)
-        if not self.rows or (self.rows[-1].experience, self.rows[-1].iteration) != now:
+        if not self.rows or self.rows[-1][:1] + self.rows[-1][2:3] != (self.experience, self.iteration):
             self._look(strategy)
 
     def _look(self, strategy: Any) -> None:
-        data, at = data_of(self.data, strategy.experience), strategy.clock.train_exp_counter
+        data = data_of(self.data, strategy.experience)
         forward = forward_for(data, task_of(strategy.experience))
         with measuring(strategy.model):
             generator = torch.Generator().manual_seed(0)
@@ -145,7 +144,8 @@ class ProbePlugin(SupervisedPlugin[Any]):
                 found = probe(strategy.model, drawn, forward)
                 parts = found if isinstance(found, Mapping) else {"": found}
                 self.rows += [
-                    Row(at, self.epoch, self.iteration, name, part, float(value)) for part, value in parts.items()
+                    Row(self.experience, self.epoch, self.iteration, name, part, float(value))
+                    for part, value in parts.items()
                 ]
 
 

@@ -137,7 +137,9 @@ def test_trainability_is_the_loss_after_training_on_random_labels():
     assert found == pytest.approx(expected, rel=1e-10)
     assert trainability(model, batches, steps=200, lr=0.1) < trainability(model, batches, steps=0)
     with_dropout = network()
-    assert trainability(with_dropout, batches) == trainability(with_dropout, batches)
+    first = trainability(with_dropout, batches)
+    torch.manual_seed(99)  # whatever was drawn before
+    assert trainability(with_dropout, batches) == first
 
 
 PROBES = {

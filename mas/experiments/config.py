@@ -60,7 +60,7 @@ class ProbeOptions(Options):
     """What every probe may be told: on which data it looks, and when."""
 
     label: Label | None = None
-    on: Annotated[list[View], Field(min_length=1)] = Field(default=["train"])  # current: as it is trained on
+    data: Annotated[list[View], Field(min_length=1)] = Field(default=["train"])  # current: as it is trained on
     every: Count | Literal["end"] = 1
     unit: Literal["epochs", "iterations"] = "epochs"
     spacing: Literal["even", "log"] = "even"  # log: `every` looks for each factor of ten
@@ -192,8 +192,8 @@ class Trace(Options):
     end: Count  # the epoch at which the deficit ends
     probes: Annotated[list[_one_of(PROBE_MODELS, "name")], Field(min_length=1)] = Field(  # type: ignore[valid-type]
         default_factory=lambda: [
-            _probe("fisher_trace", on=["train", "current"]),
-            _probe("accuracy", on=["train", "test", "current"]),
+            _probe("fisher_trace", data=["train", "current"]),
+            _probe("accuracy", data=["train", "test", "current"]),
         ]
     )
 

@@ -24,7 +24,14 @@ CURVE_COLUMNS = [
     *("loss", "loss_ci_low", "loss_ci_high", "p", "p_holm"),
 ]
 CONTROL_COLUMNS = ["deficit", "epoch", "loss", "control_loss", "explained", "left", "left_ci_low", "left_ci_high", "p"]
-_AT_END = {"name": "accuracy", "on": ["train"], "every": "end", "unit": "epochs", "spacing": "even"}
+_AT_END = {
+    "name": "accuracy",
+    "label": "final_accuracy",
+    "data": ["train"],
+    "every": "end",
+    "unit": "epochs",
+    "spacing": "even",
+}
 
 
 @dataclass(frozen=True)
@@ -200,7 +207,7 @@ def _accuracies(records: Sequence[Record]) -> dict[str, dict[int, float]]:
 def _train_accuracies(records: Sequence[Record]) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
     for r in records:
-        own = [row.value for row in rows_of(r) if (row.probe, row.on) == ("accuracy", "train")]
+        own = [row.value for row in rows_of(r) if row.probe == _AT_END["label"]]
         if r["status"] == "finished" and own:
             found.setdefault(r["label"], {})[r["seed"]] = own[-1]
     return found

@@ -33,7 +33,7 @@ def draw_stream_traces(traces: pd.DataFrame) -> dict[str, bytes]:
     drawn = _as_drawn(traces)
     length = drawn.groupby(["label", "experience"])["iteration"].transform("max").clip(lower=1)
     placed = drawn.assign(x=drawn["experience"] + drawn["iteration"] / length)
-    for (probe, view), own in placed.groupby(["probe", "on"], sort=False):
+    for (probe, view), own in placed.groupby(["probe", "data"], sort=False):
         parts = list(dict.fromkeys(own["part"]))[:_MOST_PANELS]
         figure, panels = blank(7.6, 1.0 + 2.6 * len(parts), len(parts))
         for axes, part in zip(np.atleast_1d(panels), parts, strict=True):
@@ -80,7 +80,7 @@ def draw_window(curves: pd.DataFrame, traces: pd.DataFrame, length: int) -> Figu
         ylabel="loss of test accuracy, points",
         title="Sensitivity to the deficit",
     )
-    clear = traces[traces["label"].str.startswith("clear_") & (traces["part"] == TOTAL) & (traces["on"] == "train")]
+    clear = traces[traces["label"].str.startswith("clear_") & (traces["part"] == TOTAL) & (traces["data"] == "train")]
     clear = clear[clear["probe"] == "fisher_trace"]
     if len(clear):
         right = axes.twinx()
@@ -99,7 +99,7 @@ def draw_traces(traces: pd.DataFrame, labels: Sequence[str], end: int) -> dict[s
         figure, panels = blank(7.6, 1.0 + 3.0 * len(parts), len(parts))
         for axes, part in zip(np.atleast_1d(panels), parts, strict=True):
             of_part = of_probe[of_probe["part"] == part]
-            for i, ((label, view), line) in enumerate(of_part.groupby(["label", "on"], sort=False)):
+            for i, ((label, view), line) in enumerate(of_part.groupby(["label", "data"], sort=False)):
                 name = "without" if label.startswith("clear_") else "with deficit"
                 style = "--" if label.startswith("clear_") else "-"
                 _line(axes, line["epoch"], line, _colour(i), label=f"{name}, on {view}", linestyle=style)
@@ -117,7 +117,7 @@ def draw_shares(traces: pd.DataFrame, labels: Sequence[str], end: int, view: str
     """Draw the layers' shares of the Fisher trace over the epochs, stacked, a panel for each run."""
     figure, panels = blank(5.2 * len(labels), 3.8, 1, len(labels))
     for axes, label in zip(np.atleast_1d(panels), labels, strict=True):
-        own = traces[(traces["label"] == label) & (traces["probe"] == "fisher_trace") & (traces["on"] == view)]
+        own = traces[(traces["label"] == label) & (traces["probe"] == "fisher_trace") & (traces["data"] == view)]
         own = (
             own[own["part"] != TOTAL].pivot_table(index="epoch", columns="part", values="mean", sort=False).sort_index()
         )

@@ -97,13 +97,13 @@ def _check_probes(config: Any, source: Source) -> None:
     probes = config.probes if key == ("probes",) else (config.trace.probes if config.trace else [])
     _check_titles(key, [probe.title() for probe in probes], source)
     for i, probe in enumerate(probes):
-        impaired = [view for view in probe.on if view.startswith("impaired")]
+        impaired = [view for view in probe.data if view.startswith("impaired")]
         if impaired and not isinstance(config, CriticalPeriod) and getattr(config, "deficit", None) is None:
-            raise UserError(f"{source.where((*key, i, 'on'))}: found {impaired[0]}, and there is no deficit; add one")
-        if isinstance(config, ConsolidatedDeficit) and set(probe.on) - {"train", "test"}:
-            where = source.where((*key, i, "on"))
+            raise UserError(f"{source.where((*key, i, 'data'))}: found {impaired[0]}, and there is no deficit; add one")
+        if isinstance(config, ConsolidatedDeficit) and set(probe.data) - {"train", "test"}:
+            where = source.where((*key, i, "data"))
             raise UserError(
-                f"{where}: found {probe.on}; allowed: train, test, which are impaired in the first experience"
+                f"{where}: found {probe.data}; allowed: train, test, which are impaired in the first experience"
             )
 
 
@@ -315,7 +315,8 @@ def _complaint(key: Key, item: Any, data: Any) -> tuple[str, str]:
     if kind == "extra_forbidden":
         return f"unknown key{nearest(str(key[-1]), known)}", ", ".join(known)
     if kind in ("missing", "union_tag_not_found"):
-        return "missing", ", ".join(known) or _WANTED.get(str(key[-1]), "every config has it")
+        wanted = "every config has it" if len(key) == 1 else "it has no default"
+        return "missing", ", ".join(known) or _WANTED.get(str(key[-1]), wanted)
     if kind == "invalid_key":
         return f"found the key {value!r}", "keys that are text"
     value = item.get("ctx", {}).get("tag", value)

@@ -15,8 +15,8 @@ from mas.information import share_shift
 from mas.strategies import PROBES, ProbePlugin, Schedule
 
 Record = dict[str, Any]
-TRACE_COLUMNS = ["label", "probe", "on", "part", "experience", "epoch", "iteration", "mean", "ci_low", "ci_high", "n"]
-SHIFT_COLUMNS = ["label", "on", "shift", "ci_low", "ci_high", "n"]
+TRACE_COLUMNS = ["label", "probe", "data", "part", "experience", "epoch", "iteration", "mean", "ci_low", "ci_high", "n"]
+SHIFT_COLUMNS = ["label", "data", "shift", "ci_low", "ci_high", "n"]
 TOTAL = "all layers"  # the part that sums up those of a layer each
 PER_LAYER = ("fisher_trace", "information")  # whose parts are layers, and add up
 _IMPAIRED = ("impaired_train", "impaired_test")
@@ -25,7 +25,7 @@ _IMPAIRED = ("impaired_train", "impaired_test")
 class Seen(NamedTuple):
     """One value that one probe gave: `mas.strategies.probes.Row`, with the data it looked at."""
 
-    on: str
+    data: str
     experience: int
     epoch: int
     iteration: int
@@ -38,9 +38,9 @@ def clear_views(probes: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Leave out the impaired data, of a run that has no deficit: then the current data are the training data."""
     kept = []
     for probe in probes:
-        views = ["train" if view == "current" else view for view in probe["on"] if view not in _IMPAIRED]
+        views = ["train" if view == "current" else view for view in probe["data"] if view not in _IMPAIRED]
         if views:
-            kept.append(dict(probe) | {"on": list(dict.fromkeys(views))})
+            kept.append(dict(probe) | {"data": list(dict.fromkeys(views))})
     return kept
 
 
@@ -67,8 +67,8 @@ def probe_plugins(
     views = _Views(deficit, seed)
     return [
         (view, ProbePlugin({title: probe}, getattr(views, view), schedule, samples))
-        for title, probe, schedule, samples, on in map(_parsed, probes)
-        for view in on
+        for title, probe, schedule, samples, data in map(_parsed, probes)
+        for view in data
     ]
 
 
@@ -89,40 +89,40 @@ def trace_table(records: Sequence[Record]) -> pd.DataFrame:
     What is measured layer by layer has a further part, `TOTAL`, their sum.
     """
     table = probes_table([r for r in records if r["status"] == "finished"])
-    keys = ["label", "probe", "on", "experience", "epoch", "iteration"]
+    keys = ["label", "probe", "data", "experience", "epoch", "iteration"]
     layered = table[table["part"].ne("") & _is_layered(table)]
     totals = layered.groupby([*keys, "seed"], sort=False)["value"].sum().reset_index().assign(part=TOTAL)
     every = pd.concat([table, totals], ignore_index=True)
     rows = [
-        (label, probe, on, part, experience, epoch, iteration, *mean_and_interval(own["value"]))
-        for (label, probe, on, experience, epoch, iteration, part), own in every.groupby([*keys, "part"], sort=False)
+        (label, probe, data, part, experience, epoch, iteration, *mean_and_interval(own["value"]))
+        for (label, probe, data, experience, epoch, iteration, part), own in every.groupby([*keys, "part"], sort=False)
     ]
     return pd.DataFrame(rows, columns=TRACE_COLUMNS)
 
 
-def layer_traces(record: Record, on: str) -> dict[tuple[int, int], dict[str, float]]:
+def layer_traces(record: Record, data: str) -> dict[tuple[int, int], dict[str, float]]:
     """Give the Fisher traces of a cell, layer by layer, by (experience, epoch), in the order of time."""
     found: dict[tuple[int, int], dict[str, float]] = {}
     for row in rows_of(record):
-        if row.probe == "fisher_trace" and row.on == on:
+        if row.probe == "fisher_trace" and row.data == data:
             found.setdefault((row.experience, row.epoch), {})[row.part] = row.value
     return found
 
 
-def shift_table(records: Sequence[Record], since: tuple[int, int], on: str = "train") -> pd.DataFrame:
+def shift_table(records: Sequence[Record], since: tuple[int, int], data: str = "train") -> pd.DataFrame:
     """Give the Jensen–Shannon shift of the layers' shares of the Fisher trace to the end: columns `SHIFT_COLUMNS`.
 
     Args:
         records: of cells with the probe ``fisher_trace``; others are left out.
         since: (experience, epoch) to begin with.
-        on: the data.
+        data: what it was measured on.
     """
     found: dict[str, list[float]] = {}
     for record in records:
-        traces = layer_traces(record, on)
+        traces = layer_traces(record, data)
         if record["status"] == "finished" and since in traces:
             found.setdefault(record["label"], []).append(shift(traces, since))
-    return pd.DataFrame([(k, on, *mean_and_interval(v)) for k, v in found.items()], columns=SHIFT_COLUMNS)
+    return pd.DataFrame([(k, data, *mean_and_interval(v)) for k, v in found.items()], columns=SHIFT_COLUMNS)
 
 
 def shift(traces: dict[tuple[int, int], dict[str, float]], since: tuple[int, int]) -> float:
@@ -173,9 +173,9 @@ class _Views:
 def _parsed(options: Mapping[str, Any]) -> tuple[str, Any, Schedule, int | None, list[str]]:
     own = dict(options)
     name, title = own.pop("name"), own.pop("label", None)
-    every, samples, on = own.pop("every"), own.pop("max_samples", None), own.pop("on")
+    every, samples, data = own.pop("every"), own.pop("max_samples", None), own.pop("data")
     schedule = Schedule(None if every == "end" else every, own.pop("unit"), own.pop("spacing"))
-    return title or name, partial(PROBES[name], **own), schedule, samples, on
+    return title or name, partial(PROBES[name], **own), schedule, samples, data
 
 
 def _is_layered(table: pd.DataFrame) -> Any:

@@ -85,7 +85,7 @@ def _critical_figures(config: CriticalPeriod, tables: dict[str, pd.DataFrame]) -
         labels, end = [run.label for run in traced(config)], config.trace.end
         figures |= draw_traces(tables["traces"], labels, end)
         of_layers = tables["traces"][tables["traces"]["probe"] == "fisher_trace"]
-        if "train" in set(of_layers["on"]):
+        if "train" in set(of_layers["data"]):
             figures["shares"] = draw_shares(tables["traces"], labels, end, "train")
     return figures
 
@@ -144,23 +144,23 @@ def _trace_sections(
     if config.trace is None:
         return []
     names = [name for name in figures if name.startswith("trace_")]
-    headings = ["run", "on", "peak", "at epoch", "at the end", "end / peak"]
+    headings = ["run", "data", "peak", "at epoch", "at the end", "end / peak"]
     trace = Section(
         "Over the epochs", "Fisher trace, all layers, mean over seeds.", headings, _peaks(tables["traces"]), names
     )
-    shifts = [[r.label, r.on, number(r.shift, r.ci_low, r.ci_high)] for r in tables["shares"].itertuples()]
+    shifts = [[r.label, r.data, number(r.shift, r.ci_low, r.ci_high)] for r in tables["shares"].itertuples()]
     text = (
         "Each layer's share of the Fisher trace: where the information is. The shift is the Jensen–Shannon divergence "
         f"of the shares on clear data at epoch {config.trace.end} and at the end, in nats: near 0 is fixed, "
         "log 2 = 0.69 is all new."
     )
-    return [trace, Section("Between the layers", text, ["run", "on", "shift"], shifts, ["shares"])]
+    return [trace, Section("Between the layers", text, ["run", "data", "shift"], shifts, ["shares"])]
 
 
 def _peaks(traces: pd.DataFrame) -> Rows:
     totals = traces[(traces["part"] == TOTAL) & (traces["probe"] == "fisher_trace")]
     rows = []
-    for (label, view), own in totals.groupby(["label", "on"], sort=False):
+    for (label, view), own in totals.groupby(["label", "data"], sort=False):
         peak, last = own.loc[own["mean"].idxmax()], own.iloc[-1]
         ratio = last["mean"] / peak["mean"]
         rows.append([label, view, number(peak["mean"]), str(peak["epoch"]), number(last["mean"]), number(ratio)])

@@ -84,10 +84,12 @@ def _cross_entropy(output: Tensor, y: Tensor) -> Tensor:
 
 
 def _optimizer(model: nn.Module, training: dict[str, Any]) -> torch.optim.Optimizer:
-    common = {"lr": training["lr"], "weight_decay": training["weight_decay"], "fused": True}  # one kernel a step
+    common = {"lr": training["lr"], "weight_decay": training["weight_decay"]}
     if training["optimizer"] == "sgd":
-        return torch.optim.SGD(model.parameters(), momentum=training["momentum"], **common)
-    return torch.optim.Adam(model.parameters(), **common)
+        # one kernel a step; with momentum it breaks where a parameter gets its first gradient later than others
+        fused = not training["momentum"]
+        return torch.optim.SGD(model.parameters(), momentum=training["momentum"], fused=fused, **common)
+    return torch.optim.Adam(model.parameters(), fused=True, **common)
 
 
 def _silent() -> EvaluationPlugin:
@@ -140,4 +142,7 @@ class _RandomStreams(SupervisedPlugin[Any]):
             self._set("noise", strategy.clock)
 
     def _set(self, name: str, clock: Any) -> None:
-        torch.manual_seed(stream_seed(self.seed, name, clock.train_exp_counter, clock.train_exp_epochs))
+        seed = stream_seed(self.seed, name, clock.train_exp_counter, clock.train_exp_epochs)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes milliseconds to ask for every device
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(seed)

@@ -1,0 +1,463 @@
+"""Experiments on critical periods: which networks are trained, how, and what is said of them."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from scipy import stats
+
+from mas.experiments import cell as cell_module
+from mas.experiments.cell import run_cell
+from mas.experiments.cells import Cell, every_cell, expand
+from mas.experiments.consolidated_deficit import scores_of
+from mas.experiments.critical_period import curves, explained, needs_control, runs
+from mas.experiments.errors import UserError
+from mas.experiments.loading import load_config
+from mas.experiments.probed import TOTAL, probes_table, rows_of, trace_table
+from mas.experiments.report import write_report
+from mas.experiments.results import read_folder
+from mas.experiments.run import run_experiment
+from mas.experiments.seeds import stream_seed
+from mas.experiments.store import Store
+from mas.experiments.training import rate_factor
+from mas.information import share_shift
+
+CRITICAL = {
+    "experiment": "critical_period",
+    "benchmark": {"dataset": "digits", "train": 60, "test": 40, "normalize": False},
+    "model": {"name": "mlp", "hidden": [8], "norm": "batch"},
+    "training": {"epochs": 2, "batch_size": 30, "optimizer": "sgd", "lr": 0.1},
+    "deficit": {"name": "blur", "factor": 2},
+    "removal": [0, 1, 3],
+    "window": {"length": 2, "onsets": [0, 1]},
+    "trace": {"end": 3},
+    "selectivity": [{"name": "flip"}],
+    "seeds": 2,
+}
+ANNEALED = {"training": CRITICAL["training"] | {"schedule": {"name": "exponential", "decay": 0.5}}}
+CONSOLIDATED = {
+    **{key: CRITICAL[key] for key in ("benchmark", "model", "training", "deficit", "seeds")},
+    "experiment": "consolidated_deficit",
+    "lengths": [1, 2],
+    "strategies": [{"name": "naive"}, {"name": "mas", "lam": [0.0, 10.0]}, {"name": "ewc", "lam": 5.0}],
+}
+
+
+@pytest.fixture
+def load(tmp_path):
+    def loaded(data, *changes, **options):
+        path = tmp_path / "c.yaml"
+        path.write_text(yaml.safe_dump(data))
+        return load_config(path, changes, **options)
+
+    return loaded
+
+
+def settings_of(config):
+    return {cell.label: cell.settings for cell in expand(config) if cell.seed == 0}
+
+
+class TestRuns:
+    """Which networks are trained."""
+
+    def test_each_point_is_a_run_of_its_own_and_none_is_run_twice(self, load):
+        config = load(CRITICAL)
+        assert [run.label for run in runs(config)] == [
+            *("clear_2", "blur_0-1_of_3", "blur_0-3_of_5", "flip_0-1_of_3", "flip_0-3_of_5"),
+            *("clear_4", "blur_0-2_of_4", "clear_5", "blur_1-3_of_5"),
+        ]
+        assert len(every_cell(config)) == 18
+
+    def test_all_have_as_many_clear_epochs_after_the_deficit(self, load):
+        for settings in settings_of(load(CRITICAL)).values():
+            if deficit := settings.get("deficit"):
+                assert settings["training"]["epochs"] - deficit["end"] == 2
+
+    def test_a_control_is_run_unless_the_rate_is_constant(self, load):
+        constant, annealed = load(CRITICAL), load(CRITICAL | ANNEALED)
+        assert not needs_control(constant)
+        assert needs_control(annealed)
+        assert set(settings_of(annealed)) - set(settings_of(constant)) == {"control_1_of_2", "control_3_of_2"}
+
+    def test_the_control_sees_the_rates_that_the_impaired_network_sees_after_removal(self, load, monkeypatch):
+        seen = {}
+        original = cell_module.build_strategy
+
+        def watched(cell, benchmark):
+            strategy = original(cell, benchmark)
+            step = strategy.optimizer.step
+
+            def noted(*args, **kwargs):
+                seen.setdefault(cell.label, []).append(strategy.optimizer.param_groups[0]["lr"])
+                return step(*args, **kwargs)
+
+            strategy.optimizer.step = noted
+            return strategy
+
+        monkeypatch.setattr(cell_module, "build_strategy", watched)
+        for label, settings in settings_of(load(CRITICAL | ANNEALED)).items():
+            if label in ("control_3_of_2", "blur_0-3_of_5", "clear_2"):
+                run_cell(Cell(label, 0, settings))
+        assert seen["clear_2"] == [0.1, 0.1, 0.05, 0.05]
+        assert seen["blur_0-3_of_5"][-4:] == seen["control_3_of_2"] == [0.0125, 0.0125, 0.00625, 0.00625]
+
+    def test_a_run_without_deficit_is_ordinary_training(self, load):
+        forgetting = {
+            **{key: CRITICAL[key] for key in ("model", "training", "seeds")},
+            **{"experiment": "forgetting", "strategies": [{"name": "naive"}]},
+            "benchmark": CRITICAL["benchmark"] | {"stream": "whole"},
+        }
+        (plain,) = [run_cell(cell) for cell in expand(load(forgetting)) if cell.seed == 1]
+        (clear,) = [run_cell(c) for c in expand(load(CRITICAL)) if (c.label, c.seed) == ("clear_2", 1)]
+        assert clear["accuracy"] == plain["accuracy"]
+
+    def test_until_the_deficit_begins_all_networks_are_the_same(self, load):
+        probe = [{"name": "loss", "data": ["train"]}]
+        settings = settings_of(load(CRITICAL))
+        late, clear = (
+            rows_of(run_cell(Cell(label, 0, settings[label] | {"probes": [p | OFTEN for p in probe]})))
+            for label in ("blur_1-3_of_5", "clear_5")
+        )
+        assert [row.value for row in late][:2] == [row.value for row in clear][:2]
+        assert [row.value for row in late][2] != [row.value for row in clear][2]
+
+
+OFTEN = {"every": 1, "unit": "epochs", "spacing": "even"}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ({"name": "exponential", "decay": 0.5}, [1, 0.5, 0.25, 0.125]),
+        ({"name": "step", "every": 2, "decay": 0.1}, [1, 1, 0.1, 0.1]),
+        ({"name": "cosine", "epochs": 4}, [1, (1 + np.cos(np.pi / 4)) / 2, 0.5, (1 + np.cos(3 * np.pi / 4)) / 2]),
+        (None, [1, 1, 1, 1]),
+    ],
+)
+def test_schedules(schedule, expected):
+    assert [rate_factor({"schedule": schedule}, epoch) for epoch in range(4)] == pytest.approx(expected)
+    late = {"schedule": schedule, "first_epoch": 2}
+    assert [rate_factor(late, epoch) for epoch in range(2)] == pytest.approx(expected[2:])
+
+
+def made_up(config, accuracy, probes=lambda label, seed: [], status=lambda label, seed: "finished"):
+    """Records of cells that were not trained: accuracy(label, seed) is all that matters."""
+    return [
+        {
+            **{"label": cell.label, "seed": cell.seed, "settings": cell.settings, "tries": [], "seconds": 1.0},
+            **{"status": status(cell.label, cell.seed), "reason": None, "untrained": [0.1]},
+            "accuracy": accuracy(cell.label, cell.seed),
+            "probes": probes(cell.label, cell.seed),
+        }
+        for cell in expand(config)
+    ]
+
+
+LOSSES = {"blur_0-1_of_3": 0.1, "blur_0-3_of_5": 0.3, "control_1_of_2": 0.02, "control_3_of_2": 0.24, "clear_5": 0.05}
+
+
+def losing(label, seed):
+    return [[0.9 - LOSSES.get(label, 0) - 0.01 * seed * (1 + LOSSES.get(label, 0))]]
+
+
+class TestCurves:
+    """Against sums by hand."""
+
+    def test_points_are_held_against_their_reference_seed_by_seed(self, load):
+        config = load(CRITICAL, "seeds=4")
+        at_end = [["train", 0, 2, 4, "final_accuracy", "", 0.97]]
+        table = curves(config, made_up(config, losing, lambda label, seed: at_end))
+        row = table[(table.curve == "removal") & (table.deficit == "blur") & (table.epoch == 3)].iloc[0]
+        own, reference = ([losing(label, s)[0][0] for s in range(4)] for label in ("blur_0-3_of_5", "clear_2"))
+        lost = np.subtract(reference, own)
+        assert row.accuracy == pytest.approx(np.mean(own))
+        assert row.loss == pytest.approx(lost.mean())
+        assert row.p == pytest.approx(stats.ttest_rel(reference, own).pvalue)
+        assert row.train_accuracy == 0.97
+        assert row.loss_ci_low < row.loss < row.loss_ci_high
+        window = table[(table.curve == "window") & (table.epoch == 1)].iloc[0]
+        assert (window.run, window.reference) == ("blur_1-3_of_5", "clear_5")
+        assert window.loss == pytest.approx(
+            np.mean([losing("clear_5", s)[0][0] - losing("", s)[0][0] for s in range(4)])
+        )
+        clear = table[(table.curve == "removal") & (table.epoch == 0)]
+        assert clear[["loss", "p"]].isna().all().all()
+
+    def test_p_values_are_adjusted_within_a_curve(self, load):
+        config = load(CRITICAL, "seeds=4")
+        table = curves(config, made_up(config, losing))
+        own = table[(table.curve == "removal") & (table.deficit == "blur")].set_index("epoch")
+        small, large = sorted([own.p[1], own.p[3]])
+        assert sorted([own.p_holm[1], own.p_holm[3]]) == pytest.approx([2 * small, max(2 * small, large)])
+
+    def test_how_much_the_control_explains(self, load):
+        config = load(CRITICAL | ANNEALED, "seeds=4")
+        table = explained(config, made_up(config, losing)).set_index(["deficit", "epoch"])
+        own = [[0.9 - losing(label, 0)[0][0]] for label in ("blur_0-3_of_5", "control_3_of_2")]
+        seeds = range(4)
+        loss, control = (
+            np.mean([losing("clear_2", s)[0][0] - losing(label, s)[0][0] for s in seeds])
+            for label in ("blur_0-3_of_5", "control_3_of_2")
+        )
+        row = table.loc[("blur", 3)]
+        assert len(own) == 2
+        assert row.loss == pytest.approx(loss)
+        assert row.explained == pytest.approx(control / loss)
+        assert row.left == pytest.approx(loss - control)
+        left = [losing("control_3_of_2", s)[0][0] - losing("blur_0-3_of_5", s)[0][0] for s in seeds]
+        assert row.p == pytest.approx(stats.ttest_1samp(left, 0).pvalue)
+        assert explained(load(CRITICAL), made_up(config, losing)).empty
+
+    def test_law_11_what_diverged_is_in_no_mean(self, load):
+        config = load(CRITICAL, "seeds=4")
+        bad = ("blur_0-3_of_5", 2)
+        table = curves(config, made_up(config, losing, status=lambda *at: "diverged" if at == bad else "finished"))
+        row = table[table.run == bad[0]].iloc[0]
+        assert row.n == 3
+        assert row.accuracy == pytest.approx(np.mean([losing(bad[0], s)[0][0] for s in (0, 1, 3)]))
+
+
+def test_traces_are_summed_over_layers_then_averaged_over_seeds(load):
+    config = load(CRITICAL)
+
+    def probes(label, seed):
+        layers = [
+            ["train", 0, e, 2 * e, "fisher_trace", part, (e + 1) * v * (seed + 1)]
+            for e in (0, 5)
+            for part, v in (("a", 1.0), ("b", 3.0))
+        ]
+        return [*layers, ["test", 0, 5, 10, "dormant_units", "a", 0.25 * seed]]
+
+    table = trace_table(made_up(config, losing, probes))
+    clear = table[table.label == "clear_5"].set_index(["probe", "part", "epoch"])
+    assert clear.loc[("fisher_trace", TOTAL, 5), "mean"] == pytest.approx(6 * (4 + 8) / 2)
+    assert clear.loc[("fisher_trace", "b", 0), "mean"] == pytest.approx((3 + 6) / 2)
+    assert clear.loc[("dormant_units", "a", 5), "mean"] == pytest.approx(0.125)
+    assert ("dormant_units", TOTAL, 5) not in clear.index
+
+
+class TestConsolidated:
+    """Protection of the impaired epochs."""
+
+    def test_every_strength_at_every_length_beside_a_clear_reference(self, load):
+        settings = settings_of(load(CONSOLIDATED))
+        assert list(settings) == [
+            "clear",
+            *(f"{name}_{n}" for n in (1, 2) for name in ("naive", "mas-0", "mas-10", "ewc-5")),
+        ]
+        assert settings["clear"]["benchmark"]["stream"] == "whole"
+        assert settings["mas-10_2"]["benchmark"]["stream"] == "recovery"
+        assert settings["mas-10_2"]["training"]["epochs"] == [2, 2]
+        assert settings["mas-10_2"]["strategy"]["lam"] == 10.0
+        assert settings["mas-10_1"]["training"]["epochs"] == [1, 2]
+
+    def test_scores_equal_sums_by_hand(self, load):
+        config = load(CONSOLIDATED, "seeds=4")
+
+        def accuracy(label, seed):
+            final = 0.8 - 0.1 * label.startswith("mas-10") - 0.01 * seed * (1 + label.startswith("mas-10"))
+            return [[0.95]] if label == "clear" else [[0.7, 0.3], [0.6 - 0.02 * seed, final]]
+
+        traces = {(0, 0): {"a": 1.0, "b": 1.0}, (0, 1): {"a": 6.0, "b": 3.0}, (1, 0): {"a": 4.0, "b": 1.0}}
+        traces |= {(1, 2): {"a": 1.0, "b": 2.0}}
+        rows = [
+            ["train", t, e, e, "fisher_trace", part, v] for (t, e), own in traces.items() for part, v in own.items()
+        ]
+        table = scores_of(config, made_up(config, accuracy, lambda label, seed: rows))
+        own = table[(table.strategy == "mas") & (table.strength == 10) & (table.length == 2)].set_index("score")
+        finals = np.array([accuracy("mas-10_2", s)[1][1] for s in range(4)])
+        assert own["mean"].accuracy == pytest.approx(finals.mean())
+        assert own["mean"].impaired_accuracy == pytest.approx(0.6 - 0.03)
+        assert own["mean"].forgetting == pytest.approx(0.1 + 0.03)
+        assert own["mean"].intransigence == pytest.approx(0.95 - finals.mean())
+        assert own["mean"].trace_peak == 9.0
+        assert own["mean"].trace_final == 3.0
+        assert own["mean"].share_shift == pytest.approx(share_shift(traces[1, 0], traces[1, 2]))
+        naive = np.array([accuracy("naive_2", s)[1][1] for s in range(4)])
+        assert own["difference"].accuracy == pytest.approx((finals - naive).mean())
+        assert own["p"].accuracy == pytest.approx(stats.ttest_rel(finals, naive).pvalue)
+
+    def test_without_strength_it_is_naive(self, load):
+        settings = settings_of(load(CONSOLIDATED))
+        naive, unprotected, held = (
+            run_cell(Cell(label, 0, settings[label])) for label in ("naive_2", "mas-0_2", "mas-10_2")
+        )
+        assert unprotected["accuracy"] == naive["accuracy"]
+        assert unprotected["probes"] == naive["probes"]
+        assert held["probes"] != naive["probes"]
+
+
+@pytest.mark.parametrize(
+    "data", [CRITICAL, CRITICAL | ANNEALED, CONSOLIDATED], ids=["critical", "annealed", "protected"]
+)
+def test_a_run_writes_its_files_and_is_resumed(load, tmp_path, data):
+    config, folder = load(data), tmp_path / "run"
+    outcome = run_experiment(config, folder, workers=1)
+    shown = write_report(Store(folder), config, outcome.results)
+    assert not outcome.failed
+    assert len(shown.rows) > 3
+    assert all(len(row) == len(shown.headings) for row in shown.rows)
+    if config.experiment == "critical_period":
+        assert bool(shown.notes[0].startswith("The learning rate is constant")) == (data is CRITICAL)
+        names = {"removal", "window", "shares", "trace_fisher_trace", "trace_accuracy"}
+        assert {path.stem for path in (folder / "figures").iterdir()} == names
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png") == len(list((folder / "figures").iterdir()))
+    (folder / "cells" / f"{outcome.results.records[0]['label']}-seed0.json").unlink()
+    before = probes_table(outcome.results.records)
+    again = run_experiment(config, folder, workers=1)
+    assert again.kept == len(expand(config)) - 1
+    pd.testing.assert_frame_equal(probes_table(again.results.records), before)
+    assert write_report(Store(folder), *read_folder(folder)) == shown
+
+
+def test_law_9_workers_cannot_matter(load, tmp_path):
+    small = CRITICAL | {"removal": [0, 1], "selectivity": [], "window": None, "trace": {"end": 1}, "seeds": 1}
+    config = load(small)
+    one, two = (run_experiment(config, tmp_path / str(n), workers=n).results.records for n in (1, 2))
+    assert [r["probes"] for r in one] == [r["probes"] for r in two]
+    assert [r["accuracy"] for r in one] == [r["accuracy"] for r in two]
+
+
+def test_law_10_deficits_draw_from_a_stream_of_their_own(load):
+    """Noise instead of blur changes no shuffling, and no other network's start."""
+    noisy = CRITICAL | {"deficit": {"name": "noise"}, "trace": {"end": 1, "probes": [{"name": "mean_weight"}]}}
+    blurred = CRITICAL | {"trace": {"end": 1, "probes": [{"name": "mean_weight"}]}}
+    a, b = (settings_of(load(data)) for data in (noisy, blurred))
+    first = [rows_of(run_cell(Cell("x", 0, s[f"{name}_0-1_of_3"]))) for s, name in ((a, "noise"), (b, "blur"))]
+    starts = [next(row.value for row in rows if row.probe == "mean_weight") for rows in first]
+    assert starts[0] == starts[1]
+    assert stream_seed(0, "deficit") != stream_seed(0, "deficit draws")
+
+
+class TestOverAStream:
+    """`experiment: forgetting` with probes, and with a deficit."""
+
+    STREAM = {  # noqa: RUF012
+        "experiment": "forgetting",
+        "benchmark": {"stream": "split", "dataset": "digits", "experiences": 2},
+        "model": {"name": "mlp", "hidden": [8]},
+        "training": {"epochs": 2, "batch_size": 200},
+        "strategies": [{"name": "naive"}, {"name": "mas"}],
+        "seeds": 1,
+    }
+
+    def test_probes_change_no_result_and_are_drawn(self, load, tmp_path):
+        probed = self.STREAM | {"probes": [{"name": "fisher_trace"}, {"name": "dormant_units", "data": ["test"]}]}
+        folders = [tmp_path / "plain", tmp_path / "probed"]
+        results = []
+        for folder, data in zip(folders, (self.STREAM, probed), strict=True):
+            config = load(data)
+            results.append(run_experiment(config, folder, workers=1).results)
+            write_report(Store(folder), config, results[-1])
+        assert [r["accuracy"] for r in results[0].records] == [r["accuracy"] for r in results[1].records]
+        figures = {path.stem for path in (folders[1] / "figures").glob("trace_*")}
+        assert figures == {"trace_fisher_trace_train", "trace_dormant_units_test"}
+        assert (folders[1] / "traces.csv").is_file()
+        assert not (folders[0] / "traces.csv").exists()
+        assert "What the probes saw" in (folders[1] / "report.html").read_text()
+
+    def test_a_deficit_in_some_epochs_of_a_stream(self, load):
+        impaired = self.STREAM | {"deficit": {"name": "flip", "start": 0, "end": 2}}
+        looked = impaired | {"probes": [{"name": "loss", "data": ["train", "current", "impaired_train"]}]}
+        clear, blind, probed = (run_cell(expand(load(data))[0]) for data in (self.STREAM, impaired, looked))
+        assert blind["accuracy"] != clear["accuracy"]
+        assert blind["accuracy"] == probed["accuracy"]
+        values = {(row.data, row.experience, row.epoch): row.value for row in rows_of(probed)}
+        for (data, experience, epoch), value in values.items():
+            if data == "current":
+                lasts = experience == 0 and epoch < 2
+                assert value == values["impaired_train" if lasts else "train", experience, epoch]
+
+    def test_epochs_may_differ_by_experience(self, load):
+        config = load(self.STREAM, "training.epochs=[1, 3]", "probes=[{name: mean_weight}]")
+        rows = rows_of(run_cell(expand(config)[0]))
+        assert [(row.experience, row.epoch) for row in rows] == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (1, 3)]
+
+    def test_momentum_goes_on_where_the_optimizer_is_not_reset(self, load):
+        config = load(
+            self.STREAM,
+            *("training.optimizer=sgd", "training.momentum=0.9", "training.reset_optimizer=false"),
+            "benchmark.scenario=task",
+        )
+        assert run_cell(expand(config)[0])["status"] == "finished"
+
+
+MISTAKES = [
+    (CRITICAL, ["deficit.factor=9"], "deficit: blur: factor is 9; images of 8x8 pixels allow 1 to 8"),
+    (CRITICAL, ["deficit.name=blurr"], "found 'blurr', did you mean 'blur'?; allowed: blur, flip"),
+    (CRITICAL, ["deficit.fctor=2"], "deficit.fctor: unknown key, did you mean 'factor'?; allowed: label, name, factor"),
+    (CRITICAL, ["selectivity.0.name=blur"], "found 'blur', which is the deficit; add a label"),
+    (CRITICAL, ["selectivity=[{name: flip}, {name: flip}]"], "found a second 'flip'; add a label of its own"),
+    (CRITICAL, ["selectivity=[{name: missing_channel}]"], "missing_channel: channel is 0; images of 1 channel"),
+    (CRITICAL, ["removal=[]"], "deficits side by side need removal"),
+    (CRITICAL, ["removal=[]", "window=null", "trace=null", "selectivity=[]"], "give removal, window or trace"),
+    (CRITICAL, ["window.onset=[0]"], "window.onset: unknown key, did you mean 'onsets'?; allowed: length, onsets"),
+    (CRITICAL, ["window.length=0"], "window.length: found 0; allowed: greater than 0"),
+    (CRITICAL, ["trace.probes=[{name: fisher}]"], "found 'fisher', did you mean 'fisher_trace'?; allowed: accuracy, "),
+    (CRITICAL, ["trace.probes=[{name: information, prior_std: 1}]"], "probes[0].beta: missing; allowed: it has no de"),
+    (CRITICAL, ["trace.probes=[{name: loss, data: [clear]}]"], "found 'clear'; allowed: train, test, impaired_train"),
+    (CRITICAL, ["trace.probes=[{name: loss}, {name: loss}]"], "found a second 'loss'"),
+    (CRITICAL, ["training.epochs=[1, 2]"], "training.epochs: found a list; allowed: a number"),
+    (CRITICAL, ["training.schedule={name: cosine, epochs: 4}"], "epochs is 4, and there are more to train"),
+    (CRITICAL, ["training.schedule={name: cosin}"], "found 'cosin', did you mean 'cosine'?; allowed: exponential"),
+    (CRITICAL, ["control=none"], "control: found 'none'; allowed: lr_matched"),
+    (CRITICAL, ["benchmark.stream=split"], "benchmark"),
+    (CRITICAL, ["experiment=critical"], "found 'critical', did you mean 'critical_period'?; allowed: forgetting, "),
+    (CONSOLIDATED, ["strategies.1.lam=[-1]"], "greater than or equal to 0"),
+    (CONSOLIDATED, ["lengths=[0]"], "lengths[0]: found 0; allowed: greater than 0"),
+    (CONSOLIDATED, ["probes=[{name: loss, data: [current]}]"], "allowed: train, test, which are impaired in the first"),
+    (TestOverAStream.STREAM, ["deficit={name: blur, end: 9}"], "past the end of training after 4 epochs"),
+    (TestOverAStream.STREAM, ["deficit={name: blur, start: 3, end: 2}"], "give 0 <= start < end"),
+    (TestOverAStream.STREAM, ["deficit={name: blur}"], "deficit.end: missing"),
+    (TestOverAStream.STREAM, ["probes=[{name: loss, data: [impaired_test]}]"], "there is no deficit; add one"),
+    (TestOverAStream.STREAM, ["training.epochs=[1, 2, 3]"], "found 3 numbers; allowed: one for all, or 2"),
+    (TestOverAStream.STREAM, ["probes=[{name: noise_curve, betas: [], prior_std: 1}]"], "probes[0].betas"),
+]
+
+
+@pytest.mark.parametrize(("data", "changes", "message"), MISTAKES, ids=[str(c) for _, c, _ in MISTAKES])
+def test_mistakes_are_one_clear_line(load, data, changes, message):
+    with pytest.raises(UserError) as error:
+        load(data, *changes)
+    (line,) = error.value.lines
+    assert message in line
+    assert "\n" not in line
+
+
+@pytest.mark.slow
+def test_a_blurred_youth_is_never_quite_made_up_for(tmp_path):
+    """The acceptance figures of configs/critical_period_digits.yaml, 10 seeds."""
+    changes = ["window=null", "removal=[0, 80]"]
+    config = load_config("configs/critical_period_digits.yaml", changes)
+    outcome = run_experiment(config, tmp_path / "run")
+    table = curves(config, outcome.results.records).set_index(["deficit", "epoch"])
+    assert table.loc[("blur", 80)].loss_ci_low > 0
+    assert table.loc[("blur", 80)].p_holm < 0.05
+    assert (table.train_accuracy == 1.0).all()
+    for harmless in ("flip", "label_permutation"):
+        assert table.loc[(harmless, 80)].loss_ci_low < 0
+    traces = trace_table(outcome.results.records)
+    clear = traces[(traces.label == "clear_100") & (traces.part == TOTAL)].set_index("epoch")["mean"]
+    assert clear.idxmax() <= 10
+    assert clear.iloc[-1] < clear.max() / 5
+
+
+def test_a_damaged_cell_is_one_clear_line(load, tmp_path):
+    config = load(CRITICAL | {"removal": [0, 1], "selectivity": [], "window": None, "trace": None, "seeds": 1})
+    run_experiment(config, tmp_path / "run", workers=1)
+    path = tmp_path / "run" / "cells" / "clear_2-seed0.json"
+    record = json.loads(path.read_text())
+    del record["accuracy"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="is damaged"):
+        read_folder(tmp_path / "run")
+
+
+def test_torch_is_left_as_it_was(load):
+    state = torch.get_rng_state()
+    load(CRITICAL)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -1,0 +1,215 @@
+"""Probes on a schedule: they say what the plain functions say, when it is time, and change nothing."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from avalanche.training import Naive as AvalancheNaive
+from avalanche.training.plugins import EvaluationPlugin
+from torch import nn
+
+import mas
+from mas.benchmarks import DeficitPlugin, split, whole
+from mas.benchmarks.deficits import noise
+from mas.experiments.models import model_for
+from mas.experiments.training import make_strategy
+from mas.strategies import MAS, PROBES, SI, Naive, ProbePlugin, Replay, Schedule
+
+OPTIONS = {
+    "information": {"beta": 0.01, "prior_std": 1.0},
+    "noise_curve": {"betas": [0.001, 0.1], "prior_std": 1.0, "draws": 2},
+    "trainability": {"steps": 3},
+}
+EXTRA = {"mas": (MAS, {"lam": 1.0}), "si": (SI, {"lam": 1.0}), "replay": (Replay, {"mem_size": 20})}
+TRAINING = {"epochs": 2, "batch_size": 20, "optimizer": "sgd", "lr": 0.1, "weight_decay": 0, "momentum": 0.9}
+TRAINING |= {"device": "cpu"}
+
+
+def probe(name):
+    return partial(PROBES[name], **OPTIONS.get(name, {}))
+
+
+def network():
+    """Batch normalisation and dropout: what a probe in train mode would leave its traces on."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.3))
+    return nn.Sequential(body, nn.Linear(12, 10))
+
+
+def trained(plugins=(), kind=Naive, experiences=1, options=None, training=TRAINING, stream=None):
+    stream = stream or whole("digits", train=60, test=30).train_stream
+    strategy = make_strategy(kind, network(), training, 0, **(options or {}))
+    strategy.plugins += list(plugins)
+    for number in range(experiences):
+        strategy.train(stream[number % len(stream)])
+    return strategy
+
+
+def state_of(strategy):
+    buffers = [b for s in strategy.optimizer.state.values() for b in s.values() if isinstance(b, torch.Tensor)]
+    return [*strategy.model.state_dict().values(), *buffers, torch.get_rng_state()]
+
+
+@pytest.mark.parametrize("data", ["train", "test"])
+@pytest.mark.parametrize("name", PROBES)
+def test_law_3_a_run_with_probes_ends_as_one_without(name, data):
+    plain = trained()
+    plugin = ProbePlugin({name: probe(name)}, data, Schedule(unit="iterations"), max_samples=40)
+    probed = trained([plugin])
+    assert plugin.rows
+    assert all(torch.equal(a, b) for a, b in zip(state_of(plain), state_of(probed), strict=True))
+    assert all(m.training == n.training for m, n in zip(plain.model.modules(), probed.model.modules(), strict=True))
+
+
+@pytest.mark.parametrize("kind", EXTRA)
+def test_law_3_holds_for_other_strategies_too(kind):
+    cls, options = EXTRA[kind]
+    plugin = ProbePlugin({name: probe(name) for name in PROBES})
+    probed, plain = trained([plugin], cls, 2, options), trained((), cls, 2, options)
+    assert all(torch.equal(a, b) for a, b in zip(state_of(plain), state_of(probed), strict=True))
+
+
+def batches_of(data):
+    return [tuple(data.eval().batch(range(len(data))))]
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_a_probe_says_what_the_plain_function_says(name):
+    stream = whole("digits", train=60, test=30)
+    plugin = ProbePlugin({name: probe(name)}, "test", Schedule(None))
+    model = trained([plugin], stream=stream.train_stream).model
+    batches = batches_of(stream.test_stream[0].dataset)
+    x, y, _ = batches[0]
+    fisher = mas.fisher_importance(model, batches, "exact")
+    model.eval()
+    with torch.no_grad():
+        output = model(x)
+    curve = (
+        {} if name != "noise_curve" else mas.accuracy_information_curve(model, batches, fisher, [0.001, 0.1], 1.0, 2)
+    )
+    expected = {
+        "accuracy": lambda: {"": (output.argmax(1) == y).double().mean()},
+        "loss": lambda: {"": F.cross_entropy(output.double(), y)},
+        "fisher_trace": lambda: mas.fisher_trace(model, batches),
+        "information": lambda: mas.information_in_weights(model, fisher, 0.01, 1.0),
+        "noise_curve": lambda: (
+            {f"information beta={p.beta:g}": p.information for p in curve}
+            | {f"accuracy beta={p.beta:g}": p.accuracy for p in curve}
+        ),
+        "dormant_units": lambda: mas.dormant_units(model, batches),
+        "dead_units": lambda: mas.dead_units(model, batches),
+        "effective_rank": lambda: {"": mas.effective_rank(mas.features(model, batches))},
+        "stable_rank": lambda: {"": mas.stable_rank(mas.features(model, batches))},
+        "mean_weight": lambda: {"": mas.mean_weight(model)},
+        "gradient_norm": lambda: {"": mas.gradient_norm(model, batches)},
+        "trainability": lambda: {"": mas.trainability(model, batches, 3)},
+    }[name]()
+    assert {row.part: row.value for row in plugin.rows} == pytest.approx({k: float(v) for k, v in expected.items()})
+    assert {(row.probe, row.experience, row.epoch, row.iteration) for row in plugin.rows} == {(name, 0, 2, 6)}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (Schedule(), [(0, 0), (1, 3), (2, 6), (3, 9), (4, 12), (5, 15)]),
+        (Schedule(2), [(0, 0), (2, 6), (4, 12), (5, 15)]),
+        (Schedule(9), [(0, 0), (5, 15)]),
+        (Schedule(None), [(5, 15)]),
+        (Schedule(6, "iterations"), [(0, 0), (1, 6), (3, 12), (5, 15)]),
+        (Schedule(3, "iterations", "log"), [(0, 0), (0, 1), (0, 2), (1, 5), (3, 10), (5, 15)]),
+        (Schedule(1, "epochs", "log"), [(0, 0), (1, 3), (5, 15)]),
+    ],
+)
+def test_it_looks_when_it_is_time(schedule, expected):
+    """Rows tell epochs that are done: the sixth iteration ends the second epoch, and is looked at before it does."""
+    plugin = ProbePlugin({"accuracy": PROBES["accuracy"]}, schedule=schedule)
+    trained([plugin], training=TRAINING | {"epochs": 5})
+    assert [(row.epoch, row.iteration) for row in plugin.rows] == expected
+
+
+def test_log_spacing_is_even_in_the_logarithm():
+    due = [n for n in range(1, 100_001) if Schedule(2, spacing="log").due(n)]
+    assert due == [1, 3, 10, 32, 100, 316, 1000, 3162, 10000, 31623, 100000]
+
+
+def test_each_experience_is_looked_at_from_its_beginning_on_its_own_data():
+    stream = split("digits", 5, "task", normalize=False)
+    model = model_for(stream, {"name": "mlp", "hidden": [8], "head": "shared"}, seed=0)
+    plugin = ProbePlugin({"accuracy": PROBES["accuracy"], "rank": PROBES["effective_rank"]}, "test")
+    strategy = make_strategy(Naive, model, TRAINING, 0)
+    strategy.plugins.append(plugin)
+    found = []
+    for experience, test in zip(stream.train_stream, stream.test_stream, strict=True):
+        strategy.train(experience)
+        x, y, task = test.dataset.eval().batch(range(len(test.dataset)))
+        model.eval()
+        found.append(float((model(x, task).argmax(1) == y).double().mean()))
+    rows = [row for row in plugin.rows if row.probe == "accuracy"]
+    assert [(row.experience, row.epoch) for row in rows] == [(t, e) for t in range(5) for e in range(3)]
+    assert [row.value for row in rows if row.epoch == 2] == pytest.approx(found)
+
+
+def test_a_draw_is_the_same_each_time():
+    stream = whole("digits", train=60, test=30)
+    seen = []
+
+    def note(model, batches, forward):
+        seen.append(torch.cat([batch[0] for batch in batches]))
+        return 0.0
+
+    trained([ProbePlugin({"note": note}, max_samples=7)], stream=stream.train_stream)
+    assert [len(x) for x in seen] == [7, 7, 7]
+    assert all(torch.equal(x, seen[0]) for x in seen)
+
+
+def test_probes_see_clear_data_while_a_deficit_lasts():
+    stream = whole("digits", train=60, test=30)
+    seen = []
+
+    def note(model, batches, forward):
+        seen.append(torch.cat([batch[0] for batch in batches]))
+        return 0.0
+
+    trained([DeficitPlugin(noise, 0, 2), ProbePlugin({"note": note})], stream=stream.train_stream)
+    clear = stream.train_stream[0].dataset.batch(range(60))[0]
+    assert all(torch.equal(x, clear) for x in seen)
+
+
+def test_avalanches_own_strategies_take_probes():
+    stream = whole("digits", train=60, test=30)
+    plugin = ProbePlugin({"trace": PROBES["fisher_trace"]})
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    strategy = AvalancheNaive(
+        *(model, optimizer), train_mb_size=20, train_epochs=2, plugins=[plugin], evaluator=EvaluationPlugin()
+    )
+    strategy.train(stream.train_stream[0])
+    assert {row.part for row in plugin.rows} == {"0.1", "0.2", "1"}
+    assert all(row.value > 0 for row in plugin.rows)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (partial(Schedule, 0), "every is 0; give a number of at least 1, or None"),
+        (partial(ProbePlugin, {}, max_samples=0), "max_samples is 0; give"),
+        (partial(ProbePlugin, {}, "train_data"), "data is 'train_data'; known are"),
+        (partial(PROBES["accuracy"], network(), [torch.zeros(2, 64)], lambda m, b: m(b)), "needs batches of"),
+        (partial(PROBES["loss"], network(), [], lambda m, b: m(b[0])), "gave no sample"),
+    ],
+)
+def test_wrong_use_is_one_clear_error(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_trace_needs_a_classifier():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3))  # an image for each class
+    plugin = ProbePlugin({"trace": PROBES["fisher_trace"]})
+    strategy = make_strategy(Naive, model, TRAINING, 0)
+    strategy.plugins.append(plugin)
+    with pytest.raises(ValueError, match="logits|classes") as error:
+        strategy.train(whole("digits", train=60, test=30).train_stream[0])
+    assert "\n" not in str(error.value)
+    assert "(N" in str(error.value)
