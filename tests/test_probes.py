@@ -209,7 +209,7 @@ def test_a_trace_needs_a_classifier():
     plugin = ProbePlugin({"trace": PROBES["fisher_trace"]})
     strategy = make_strategy(Naive, model, TRAINING, 0)
     strategy.plugins.append(plugin)
-    with pytest.raises(ValueError, match="logits|classes") as error:
+    with pytest.raises(ValueError, match=r"logits|classes") as error:
         strategy.train(whole("digits", train=60, test=30).train_stream[0])
     assert "\n" not in str(error.value)
     assert "(N" in str(error.value)

@@ -1,6 +1,8 @@
 """Experiments on critical periods: which networks are trained, how, and what is said of them."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +27,8 @@ from mas.experiments.store import Store
 from mas.experiments.training import rate_factor
 from mas.information import share_shift
 
-CRITICAL = {
+CONFIGS = Path(__file__).parents[2] / "configs"
+CRITICAL: dict[str, Any] = {
     "experiment": "critical_period",
     "benchmark": {"dataset": "digits", "train": 60, "test": 40, "normalize": False},
     "model": {"name": "mlp", "hidden": [8], "norm": "batch"},
@@ -38,7 +41,7 @@ CRITICAL = {
     "seeds": 2,
 }
 ANNEALED = {"training": CRITICAL["training"] | {"schedule": {"name": "exponential", "decay": 0.5}}}
-CONSOLIDATED = {
+CONSOLIDATED: dict[str, Any] = {
     **{key: CRITICAL[key] for key in ("benchmark", "model", "training", "deficit", "seeds")},
     "experiment": "consolidated_deficit",
     "lengths": [1, 2],
@@ -432,7 +435,7 @@ def test_mistakes_are_one_clear_line(load, data, changes, message):
 def test_a_blurred_youth_is_never_quite_made_up_for(tmp_path):
     """The acceptance figures of configs/critical_period_digits.yaml, 10 seeds."""
     changes = ["window=null", "removal=[0, 80]"]
-    config = load_config("configs/critical_period_digits.yaml", changes)
+    config = load_config(CONFIGS / "critical_period_digits.yaml", changes)
     outcome = run_experiment(config, tmp_path / "run")
     table = curves(config, outcome.results.records).set_index(["deficit", "epoch"])
     assert table.loc[("blur", 80)].loss_ci_low > 0
