@@ -11,10 +11,13 @@ TEXTS = README + (ROOT / "docs/importance.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", TEXTS, re.DOTALL)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=["plain", "avalanche", "importance"])
+@pytest.mark.parametrize("example", EXAMPLES, ids=["plain", "avalanche", "probes", "importance"])
 def test_examples_run(example):
     names: dict = {}
     exec(compile(example, "example", "exec"), names)  # noqa: S102
+    if "probe" in names:
+        assert {row.epoch for row in names["probe"].rows} == {0, 5, 10}
+        return
     plugins = names["strategy"].plugins if "strategy" in names else []
     penalties = [names[name] for name in names if name == "penalty"] + [
         plugin.penalty for plugin in plugins if hasattr(plugin, "penalty")

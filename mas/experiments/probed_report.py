@@ -1,6 +1,6 @@
 """The tables, figures and pages of the experiments on critical periods."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -13,6 +13,7 @@ from mas.experiments.drawing import draw_removal, draw_shares, draw_strengths, d
 from mas.experiments.pages import as_text, number, percent, render, write_files
 from mas.experiments.probed import TOTAL, probes_table, trace_table
 from mas.experiments.store import Store
+from mas.experiments.summary import results_table
 
 Record = dict[str, Any]
 Rows = list[list[str]]
@@ -20,7 +21,7 @@ Rows = list[list[str]]
 CONSTANT = "The learning rate is constant: the lr-matched control would be the clear run itself, and is not needed."
 _SEEDS = (
     "Percent; mean over {seeds} seeds with the 95 % interval (expanded percentile bootstrap); differences are paired "
-    "by seed, p of the paired t-test, adjusted by Holm's method."
+    "by seed, p of the paired t-test, adjusted by Holm's method. Loss is how far accuracy is below the reference's."
 )
 
 
@@ -39,18 +40,13 @@ def write_critical_report(
 ) -> tuple[list[str], Rows, list[str]]:
     """Write the files of ``experiment: critical_period``; give headings, rows and notes for the terminal."""
     tables = {
+        **_raw_tables(records),
         "curves": curves(config, records),
         "control": explained(config, records),
-        "probes": probes_table(records),
-        "traces": trace_table(records),
         "shares": share_shifts(config, records),
     }
-    kept = {name: table for name, table in tables.items() if len(table)}
     figures = {name: png(figure) for name, figure in _critical_figures(config, tables).items()}
-    write_files(store, kept, figures)
-    sections = [*_curve_sections(config, tables), *_trace_sections(config, tables, figures)]
-    introduction = [_SEEDS.format(seeds=len(config.seed_list())), "Loss is how far accuracy is below the reference's."]
-    _write_page(store, config, records, "critical periods", introduction, sections, figures)
+    _write(store, config, records, tables, figures, "critical periods")
     notes = [CONSTANT] if config.removal and not needs_control(config) else _control_notes(tables["control"])
     return _CURVE_HEADINGS, _curve_rows(tables["curves"]), notes
 
@@ -59,23 +55,32 @@ def write_consolidated_report(
     store: Store, config: ConsolidatedDeficit, records: Sequence[Record]
 ) -> tuple[list[str], Rows, list[str]]:
     """Write the files of ``experiment: consolidated_deficit``; give headings, rows and notes for the terminal."""
-    scores = scores_of(config, records)
-    figures = {"strengths": png(draw_strengths(scores))}
-    write_files(store, {"scores": scores, "probes": probes_table(records), "traces": trace_table(records)}, figures)
-    rows = _score_rows(scores)
+    tables = {**_raw_tables(records), "scores": scores_of(config, records)}
+    figures = {"strengths": png(draw_strengths(tables["scores"]))}
+    _write(store, config, records, tables, figures, "a consolidated deficit")
+    return _SCORE_HEADINGS, _score_rows(tables["scores"]), []
+
+
+def sections_of(config: Experiment, tables: Mapping[str, pd.DataFrame], figures: Collection[str]) -> list[Section]:
+    """Give what people read of a run: texts, tables, and which of its figures belong to them."""
+    if isinstance(config, CriticalPeriod):
+        return [*_curve_sections(config, tables), *_trace_sections(config, tables, figures)]
     about = "; ".join(f"{_title(score)}: {meaning}" for score, meaning in SCORES.items())
     text = about + ". * p < 0.05 against the run of the same length without protection."
-    sections = [Section("Does protection deepen the impairment?", text, _SCORE_HEADINGS, rows, ["strengths"])]
-    introduction = [_SEEDS.format(seeds=len(config.seed_list()))]
-    _write_page(store, config, records, "a consolidated deficit", introduction, sections, figures)
-    return _SCORE_HEADINGS, rows, []
+    rows = _score_rows(tables["scores"])
+    return [Section("Does protection deepen the impairment?", text, _SCORE_HEADINGS, rows, ["strengths"])]
+
+
+def introduction(config: Experiment) -> str:
+    """Say what the numbers are."""
+    return _SEEDS.format(seeds=len(config.seed_list()))
 
 
 _CURVE_HEADINGS = ["curve", "deficit", "epoch", "accuracy", "on training data", "loss", "p (Holm)"]
 _SCORE_HEADINGS = ["strategy", "λ", "deficit", *(score.replace("_", " ") for score in SCORES)]
 
 
-def _critical_figures(config: CriticalPeriod, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+def _critical_figures(config: CriticalPeriod, tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     if config.removal:
         figures["removal"] = draw_removal(tables["curves"])
@@ -90,7 +95,7 @@ def _critical_figures(config: CriticalPeriod, tables: dict[str, pd.DataFrame]) -
     return figures
 
 
-def _curve_sections(config: CriticalPeriod, tables: dict[str, pd.DataFrame]) -> list[Section]:
+def _curve_sections(config: CriticalPeriod, tables: Mapping[str, pd.DataFrame]) -> list[Section]:
     table, made = tables["curves"], []
     if config.removal:
         rows = _curve_rows(table[table["curve"].isin(["removal", "control"])])
@@ -139,7 +144,7 @@ def _control_notes(control: pd.DataFrame) -> list[str]:
 
 
 def _trace_sections(
-    config: CriticalPeriod, tables: dict[str, pd.DataFrame], figures: dict[str, bytes]
+    config: CriticalPeriod, tables: Mapping[str, pd.DataFrame], figures: Collection[str]
 ) -> list[Section]:
     if config.trace is None:
         return []
@@ -202,22 +207,32 @@ def _p(value: float) -> str:
     return "–" if pd.isna(value) else f"{value:.2g}"
 
 
-def _write_page(
+def _raw_tables(records: Sequence[Record]) -> dict[str, pd.DataFrame]:
+    cells = [(r["label"], r["seed"], r["status"], r["seconds"]) for r in records]
+    return {
+        "results": results_table(records),
+        "cells": pd.DataFrame(cells, columns=["label", "seed", "status", "seconds"]),
+        "probes": probes_table(records),
+        "traces": trace_table(records),
+    }
+
+
+def _write(
     store: Store,
     config: Experiment,
     records: Sequence[Record],
-    subject: str,
-    introduction: list[str],
-    sections: list[Section],
+    tables: Mapping[str, pd.DataFrame],
     figures: dict[str, bytes],
+    subject: str,
 ) -> None:
+    write_files(store, {name: table for name, table in tables.items() if len(table)}, figures)
     page = render(
         "probed.html.jinja",
         name=store.folder.name,
         subject=subject,
-        introduction=introduction,
+        introduction=introduction(config),
         diverged=[r for r in records if r["status"] == "diverged"],
-        sections=sections,
+        sections=sections_of(config, tables, figures),
         figures={key: as_text(picture) for key, picture in figures.items()},
         config=yaml.safe_dump(resolved(config), sort_keys=False),
     )

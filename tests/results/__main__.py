@@ -1,4 +1,4 @@
-"""Make docs/results.md from the tables under docs/results; or keep the tables of a run there.
+"""Make docs/results.md and docs/critical_periods.md from the tables beside them; or keep those of a run there.
 
 Usage: python -m tests.results [--keep RUN_FOLDER ...]
 """
@@ -8,22 +8,36 @@ import shutil
 import sys
 from pathlib import Path
 
-from tests.results.page import page
+import yaml
 
-RESULTS = Path("docs/results")
-KEPT = ("config.yaml", "environment.json", "results.csv", "summary.csv", "comparisons.csv", "selection.csv")
+from tests.results import critical, page
+
+PAGES = {Path("docs/results"): page.page, Path("docs/critical_periods"): critical.page}
+NOT_KEPT = ("data.json", "probes.csv")  # probes.csv is large; traces.csv has its means
 
 
 def main() -> None:
-    """Keep what is to be kept, then write the page."""
-    parser = argparse.ArgumentParser(prog="python -m tests.results", description="Make docs/results.md.")
+    """Keep what is to be kept, then write the pages."""
+    parser = argparse.ArgumentParser(prog="python -m tests.results", description="Make the pages of results.")
     parser.add_argument("--keep", type=Path, nargs="*", default=[], metavar="RUN_FOLDER", help="copy its tables first")
-    for folder in parser.parse_args().keep:
-        (RESULTS / folder.name).mkdir(parents=True, exist_ok=True)
-        for name in KEPT:
-            shutil.copy(folder / name, RESULTS / folder.name / name)
-    RESULTS.with_suffix(".md").write_text(page(RESULTS))
-    sys.stdout.write(f"wrote {RESULTS.with_suffix('.md')}\n")
+    for run in parser.parse_args().keep:
+        _keep(run)
+    for folder, make in PAGES.items():
+        folder.with_suffix(".md").write_text(make(folder))
+        sys.stdout.write(f"wrote {folder.with_suffix('.md')}\n")
+
+
+def _keep(run: Path) -> None:
+    experiment = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["experiment"]
+    pages = list(PAGES)
+    here = pages[experiment != "forgetting"] / run.name
+    here.mkdir(parents=True, exist_ok=True)
+    files = [*run.glob("*.csv"), run / "config.yaml", run / "environment.json"]
+    for file in files:
+        if file.name not in NOT_KEPT:
+            shutil.copy(file, here / file.name)
+    if here.parent == pages[1]:
+        shutil.copytree(run / "figures", here / "figures", dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def section(run: Run, folder: Path) -> str:
         seeds=seeds,
         cells=_minutes(_of(summary, "seconds", "mean") * _of(summary, "seconds", "n")),
         tries=_minutes(tries["seconds"]),
-        machine=_machine(folder),
+        machine=machine(folder),
     )
     chosen = "\n\n" + _SELECTION + "\n\n" + _tried(tries) if len(tries) else ""
     remarks = "".join(f"\n- {remark}" for remark in run.get("remarks", ()))
@@ -44,6 +44,12 @@ def final_acc(results: pd.DataFrame) -> pd.DataFrame:
     last = results[results["trained_on"] == results["trained_on"].max()]
     acc = 100 * last.groupby(["label", "seed"], sort=False)["accuracy"].mean()
     return acc.groupby("label", sort=False).agg(["mean", "std"])
+
+
+def machine(folder: Path) -> str:
+    """Say on what a run was made."""
+    *_, told = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    return f"{told['cores']} cores of {told['processor']}, torch {told['packages']['torch']}"
 
 
 def _scores(run: Run, folder: Path, summary: pd.DataFrame, tries: pd.DataFrame) -> str:
@@ -98,11 +104,6 @@ def _of(summary: pd.DataFrame, score: str, column: str) -> "pd.Series[float]":
 
 def _minutes(seconds: Any) -> str:
     return f"{seconds.sum() / 60:.0f}"
-
-
-def _machine(folder: Path) -> str:
-    *_, told = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    return f"{told['cores']} cores of {told['processor']}, torch {told['packages']['torch']}"
 
 
 _SHOWN = {"forgetting": "forgetting", "learning": "learning acc.", "intransigence": "intransigence"}

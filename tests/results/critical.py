@@ -1,0 +1,74 @@
+"""The page of the critical periods: docs/critical_periods.md, made from docs/critical_periods and nothing else."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from mas.experiments.loading import load_config
+from mas.experiments.probed_report import Section, introduction, sections_of
+from tests.bench.page import table
+from tests.results.page import machine
+
+Run = dict[str, Any]
+
+
+def page(folder: Path) -> str:
+    """Give the whole page as Markdown: the runs that ``index.yaml`` lists, as far as their tables are there."""
+    runs = yaml.safe_load((folder / "index.yaml").read_text(encoding="utf-8"))
+    return _HEAD + "".join(section(run, folder / run["name"]) for run in runs if (folder / run["name"]).is_dir())
+
+
+def section(run: Run, folder: Path) -> str:
+    """Give the part of one run: what it is, how to make it again, its tables and figures, remarks."""
+    config = load_config(folder / "config.yaml", try_data=False)
+    tables = {path.stem: pd.read_csv(path, keep_default_na=True) for path in folder.glob("*.csv")}
+    tables = {name: _with_text(content) for name, content in tables.items()}
+    figures = sorted(path.stem for path in folder.glob("figures/*.png"))
+    remarks = "".join(f"\n- {remark.strip()}" for remark in run.get("remarks", ()))
+    cells = tables["cells"]
+    told = _SECTION.format(
+        title=run["title"],
+        about=run["about"].strip(),
+        command=run["command"],
+        introduction=introduction(config),
+        cells=len(cells),
+        minutes=f"{cells['seconds'].sum() / 60:.0f}",
+        machine=machine(folder),
+    )
+    own = sections_of(config, {"shares": pd.DataFrame(), "control": pd.DataFrame(), **tables}, figures)
+    return told + (remarks.lstrip("\n") + "\n" if remarks else "") + "".join(_shown(s, folder, figures) for s in own)
+
+
+def _shown(own: Section, folder: Path, figures: list[str]) -> str:
+    parts = [f"\n### {own.title}\n", own.text, table(tuple(own.headings), own.rows) if own.rows else ""]
+    pictures = [f"![{name}](critical_periods/{folder.name}/figures/{name}.png)" for name in own.figures]
+    return "\n".join([*parts, *[p for p, name in zip(pictures, own.figures, strict=True) if name in figures], ""])
+
+
+def _with_text(content: pd.DataFrame) -> pd.DataFrame:
+    """Read an empty text back as such."""
+    texts = [name for name in ("deficit", "part") if name in content]
+    return content.fillna(dict.fromkeys(texts, ""))
+
+
+_HEAD = """\
+# Critical periods, measured
+
+Made by `python -m tests.results` from the tables under [docs/critical_periods](critical_periods); each section says by
+which command they were run (`--keep runs/NAME` copies a run's tables and figures there). Times are of one core, two
+cells side by side, on a machine that had other work too.
+"""
+_SECTION = """
+## {title}
+
+{about}
+
+```
+{command}
+```
+
+{introduction} {cells} cells, {minutes} minutes of one core ({machine}).
+
+"""
