@@ -38,13 +38,14 @@ def section(run: Run, folder: Path) -> str:
         machine=machine(folder),
     )
     own = sections_of(config, {"shares": pd.DataFrame(), "control": pd.DataFrame(), **tables}, figures)
-    return told + (remarks.lstrip("\n") + "\n" if remarks else "") + "".join(_shown(s, folder, figures) for s in own)
+    return told + (remarks + "\n" if remarks else "") + "".join(_shown(s, folder, figures) for s in own)
 
 
 def _shown(own: Section, folder: Path, figures: list[str]) -> str:
-    parts = [f"\n### {own.title}\n", own.text, table(tuple(own.headings), own.rows) if own.rows else ""]
-    pictures = [f"![{name}](critical_periods/{folder.name}/figures/{name}.png)" for name in own.figures]
-    return "\n".join([*parts, *[p for p, name in zip(pictures, own.figures, strict=True) if name in figures], ""])
+    there = [name for name in own.figures if name in figures]
+    pictures = [f"![{name}](critical_periods/{folder.name}/figures/{name}.png)" for name in there]
+    rows = table(tuple(own.headings), own.rows).strip() if own.rows else ""
+    return "".join(f"\n{part}\n" for part in (f"### {own.title}", own.text, rows, *pictures) if part)
 
 
 def _with_text(content: pd.DataFrame) -> pd.DataFrame:
@@ -70,5 +71,4 @@ _SECTION = """
 ```
 
 {introduction} {cells} cells, {minutes} minutes of one core ({machine}).
-
 """
