@@ -3,7 +3,8 @@
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,12 +36,21 @@ def run_cell(cell: Cell) -> dict[str, Any]:
     start, threads = time.perf_counter(), torch.get_num_threads()
     torch.set_num_threads(1)  # the order of sums, and so the last bit, depends on the thread count
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of Avalanche's, by Avalanche
+        with _without_deprecations():
             result = _train(cell)
     finally:
         torch.set_num_threads(threads)
     return result | {"seconds": round(time.perf_counter() - start, 3)}
+
+
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """Keep quiet about what Avalanche warns of in Avalanche; it sets its own filters, so what it says is caught."""
+    with warnings.catch_warnings(record=True) as caught:
+        yield
+    for warning in caught:
+        if not issubclass(warning.category, DeprecationWarning):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def _train(cell: Cell) -> dict[str, Any]:

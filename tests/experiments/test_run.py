@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -76,6 +77,17 @@ def finished(config, tmp_path_factory):
 
 def without_time(record):
     return {key: value for key, value in record.items() if key != "seconds"}
+
+
+def test_avalanches_own_deprecations_are_not_shown_and_other_warnings_are(tmp_path, monkeypatch):
+    (tmp_path / "c.yaml").write_text(TEXT.replace("{name: naive}", "{name: replay, mem_size: 5}"))
+    cell = expand(load_config(tmp_path / "c.yaml"))[0]
+    with warnings.catch_warnings(record=True) as caught:
+        run_cell(cell)
+    assert not caught
+    monkeypatch.setattr(cell_module, "_train", lambda cell: warnings.warn("look here", UserWarning, stacklevel=1) or {})
+    with pytest.warns(UserWarning, match="look here"):
+        run_cell(cell)
 
 
 # Law 10: paired seeds.
