@@ -11,6 +11,7 @@ import torch
 import yaml
 from scipy import stats
 
+from mas.benchmarks import whole
 from mas.experiments import cell as cell_module
 from mas.experiments.cell import run_cell
 from mas.experiments.cells import Cell, every_cell, expand
@@ -18,7 +19,7 @@ from mas.experiments.consolidated_deficit import scores_of
 from mas.experiments.critical_period import curves, explained, needs_control, runs
 from mas.experiments.errors import UserError
 from mas.experiments.loading import load_config
-from mas.experiments.probed import TOTAL, probes_table, rows_of, trace_table
+from mas.experiments.probed import TOTAL, deficit_plugin, probes_table, rows_of, trace_table
 from mas.experiments.report import write_report
 from mas.experiments.results import read_folder
 from mas.experiments.run import run_experiment
@@ -333,7 +334,8 @@ def test_law_10_deficits_draw_from_a_stream_of_their_own(load):
     first = [rows_of(run_cell(Cell("x", 0, s[f"{name}_0-1_of_3"]))) for s, name in ((a, "noise"), (b, "blur"))]
     starts = [next(row.value for row in rows if row.probe == "mean_weight") for rows in first]
     assert starts[0] == starts[1]
-    assert stream_seed(0, "deficit") != stream_seed(0, "deficit draws")
+    plugins = [deficit_plugin({"name": "noise", "start": 0, "end": 1}, whole("digits"), seed) for seed in (0, 1)]
+    assert len({plugin.seed for plugin in plugins} | {stream_seed(n, "deficit") for n in (0, 1)}) == 4
 
 
 class TestOverAStream:
