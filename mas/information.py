@@ -122,6 +122,7 @@ def information_in_weights(
 
     Raises:
         ValueError: β or λ not above 0; F of other names or shapes, or negative.
+        FloatingPointError: F is not finite: the training has blown up.
 
     Source: Achille, Paolini and Soatto 2019 (arXiv 1905.12213), Where is the Information in a Deep
     Neural Network?
@@ -255,8 +256,10 @@ def _ratio(fisher: Mapping[str, Tensor], beta: float, prior_std: float) -> dict[
     for name, value in (("beta", beta), ("prior_std", prior_std)):
         if not 0 < value < float("inf"):
             raise ValueError(f"{name} is {value}; give a number above 0")
-    if bad := [name for name, f in fisher.items() if not bool(((f >= 0) & f.isfinite()).all())]:
-        raise ValueError(f"the Fisher information of {bad[0]!r} has values that are negative or not finite")
+    if bad := [name for name, f in fisher.items() if not bool(f.isfinite().all())]:
+        raise FloatingPointError(f"the Fisher information of {bad[0]!r} is not finite")
+    if bad := [name for name, f in fisher.items() if bool((f < 0).any())]:
+        raise ValueError(f"the Fisher information of {bad[0]!r} has values that are negative")
     return {name: prior_std**2 * f / beta for name, f in fisher.items()}
 
 

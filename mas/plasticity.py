@@ -116,6 +116,10 @@ def features(model: nn.Module, batches: Sequence[Batch], forward: Forward | None
 def effective_rank(matrix: Tensor) -> float:
     """Effective rank of a matrix, exp(−Σ p_i log p_i), p the singular values' shares: from 1 to the rank; 0 of zeros.
 
+    Raises:
+        ValueError: no matrix.
+        FloatingPointError: a value is not finite.
+
     Source: Roy and Vetterli 2007.
 
     >>> round(effective_rank(torch.eye(3)), 6)
@@ -129,7 +133,7 @@ def effective_rank(matrix: Tensor) -> float:
 
 
 def stable_rank(matrix: Tensor) -> float:
-    """Stable rank of a matrix, ‖A‖²_F / ‖A‖²₂: from 1 to the rank; 0 of zeros.
+    """Stable rank of a matrix, ‖A‖²_F / ‖A‖²₂: from 1 to the rank; 0 of zeros; raises as `effective_rank`.
 
     Source: Rudelson and Vershynin 2007.
 
@@ -305,6 +309,8 @@ def _share(which: Tensor) -> float:
 def _singular(matrix: Tensor) -> Tensor:
     if matrix.ndim != 2:
         raise ValueError(f"the rank is that of a matrix; got shape {tuple(matrix.shape)}")
+    if not bool(matrix.isfinite().all()):
+        raise FloatingPointError("the features are not finite; they have no rank")
     return torch.linalg.svdvals(matrix.detach().double())
 
 

@@ -116,6 +116,7 @@ def _tuner(cell: Cell, strategy: Any) -> Callable[[Any, int], list[Any]]:
     held_out = _benchmark(cell, validation=cell.settings["selection"]["validation"])  # the same stream; no test data
 
     def accuracy_of(strategy: Any, number: int) -> float:
+        strategy.plugins = [plugin for plugin in strategy.plugins if not isinstance(plugin, ProbePlugin)]
         try:
             _learn(strategy, held_out.train_stream[number], cell)
             return _test(strategy, held_out.test_stream[number])[0]

@@ -72,7 +72,7 @@ class ProbeOptions(Options):
 
 
 def _each_once(seeds: list[int]) -> list[int]:
-    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+    if min(seeds, default=0) < 0 or len(set(seeds)) < len(seeds):
         raise ValueError("whole numbers of at least 0, each once")
     return seeds
 
@@ -115,7 +115,7 @@ def _stream_option(name: str, annotation: Any, default: Any) -> Any:
 
 def _strength_list(name: str, annotation: Any, default: Any) -> Any:
     """Give the type of an option where several strengths may stand side by side."""
-    return annotation | list[annotation] if name == "lam" else _option(name, annotation)
+    return annotation | Annotated[list[annotation], Field(min_length=1)] if name == "lam" else _option(name, annotation)
 
 
 def _option(name: str, annotation: Any) -> Any:
@@ -183,7 +183,7 @@ class Window(Options):
     """A deficit of fixed length, at several times."""
 
     length: Count  # epochs
-    onsets: Annotated[list[Epoch], Field(min_length=2)]  # the epochs at which it begins
+    onsets: Annotated[list[Epoch], Field(min_length=2), AfterValidator(_each_once)]  # the epochs at which it begins
 
 
 class Trace(Options):
@@ -204,7 +204,9 @@ class CriticalPeriod(Experiment):
     experiment: Literal["critical_period"]
     benchmark: _one_of({"whole": STREAM_MODELS["whole"]}, "stream", "whole")  # type: ignore[valid-type]
     deficit: _one_of(DEFICIT_MODELS, "name")  # type: ignore[valid-type]
-    removal: list[Epoch] = Field(default=[])  # epochs at which the deficit ends; training.epochs clear ones follow
+    removal: Annotated[list[Epoch], AfterValidator(_each_once)] = Field(
+        default=[]
+    )  # epochs at which the deficit ends; training.epochs clear ones follow
     window: Window | None = None
     trace: Trace | None = None
     selectivity: list[_one_of(DEFICIT_MODELS, "name")] = Field(default=[])  # type: ignore[valid-type]  # beside it
@@ -217,7 +219,9 @@ class ConsolidatedDeficit(Experiment):
     experiment: Literal["consolidated_deficit"]
     benchmark: _one_of({"whole": STREAM_MODELS["whole"]}, "stream", "whole")  # type: ignore[valid-type]
     deficit: _one_of(DEFICIT_MODELS, "name")  # type: ignore[valid-type]
-    lengths: Annotated[list[Count], Field(min_length=1)]  # impaired epochs; training.epochs clear ones follow
+    lengths: Annotated[
+        list[Count], Field(min_length=1), AfterValidator(_each_once)
+    ]  # impaired epochs; training.epochs clear ones follow
     strategies: Annotated[list[_one_of(PROTECTION_MODELS, "name")], Field(min_length=1)]  # type: ignore[valid-type]
     probes: list[_one_of(PROBE_MODELS, "name")] = Field(  # type: ignore[valid-type]
         default_factory=lambda: [_probe("fisher_trace")]

@@ -85,6 +85,11 @@ def scores_of(config: ConsolidatedDeficit, records: Sequence[Record]) -> pd.Data
     return table.assign(p_holm=table.groupby("score", sort=False)["p"].transform(holm).astype(float))
 
 
+def variant_labels(config: ConsolidatedDeficit) -> list[str]:
+    """Give the label of each run but the reference."""
+    return [label for label, *_ in _variants(config)]
+
+
 def _variants(config: ConsolidatedDeficit) -> Iterator[tuple[str, str, dict[str, Any], int]]:
     """Give (label, title, plain strategy, length of the deficit) of each run but the reference."""
     for length in config.lengths:

@@ -23,7 +23,18 @@ CURVE_COLUMNS = [
     *("curve", "deficit", "epoch", "run", "reference", "accuracy", "ci_low", "ci_high", "n", "train_accuracy"),
     *("loss", "loss_ci_low", "loss_ci_high", "p", "p_holm"),
 ]
-CONTROL_COLUMNS = ["deficit", "epoch", "loss", "control_loss", "explained", "left", "left_ci_low", "left_ci_high", "p"]
+CONTROL_COLUMNS = [
+    "deficit",
+    "epoch",
+    "loss",
+    "control_loss",
+    "explained",
+    "left",
+    "left_ci_low",
+    "left_ci_high",
+    "p",
+    "p_holm",
+]
 _AT_END = {
     "name": "accuracy",
     "label": "final_accuracy",
@@ -143,9 +154,9 @@ def curves(config: CriticalPeriod, records: Sequence[Record]) -> pd.DataFrame:
 def explained(config: CriticalPeriod, records: Sequence[Record]) -> pd.DataFrame:
     """Say how much of each loss the lr-matched control loses too: columns `CONTROL_COLUMNS`, no rows without a control.
 
-    ``explained`` is the control's mean loss as a share of the mean loss; it says little where that is
-    not clearly above 0. ``left`` is the rest of the loss, paired by seed, with its 95 % interval and the
-    p-value of the paired t-test.
+    ``explained`` is the control's mean loss as a share of the mean loss, NaN where the interval of that
+    reaches 0. ``left`` is the rest of the loss, paired by seed, with its 95 % interval and the
+    p-value of the paired t-test, ``p_holm`` adjusted for the deficit's points.
     """
     test, rows = _accuracies(records), []
     clear = test.get(Run(_clear_epochs(config)).label, {})
@@ -158,9 +169,11 @@ def explained(config: CriticalPeriod, records: Sequence[Record]) -> pd.DataFrame
             float(np.mean([clear[s] - of[s] for s in seeds])) if seeds else np.nan for of in (own, control)
         )
         left = [control[s] - own[s] for s in seeds]
-        share = matched / loss if loss else np.nan
+        certain = mean_and_interval([clear[s] - own[s] for s in seeds]).ci_low > 0
+        share = matched / loss if certain else np.nan
         rows.append((point.deficit, point.epoch, loss, matched, share, *mean_and_interval(left)[:3], paired_p(left)))
-    return pd.DataFrame(rows, columns=CONTROL_COLUMNS)
+    table = pd.DataFrame(rows, columns=CONTROL_COLUMNS[:-1])
+    return table.assign(p_holm=table.groupby("deficit", sort=False)["p"].transform(holm).astype(float))
 
 
 def share_shifts(config: CriticalPeriod, records: Sequence[Record]) -> pd.DataFrame:

@@ -81,7 +81,7 @@ def draw_window(curves: pd.DataFrame, traces: pd.DataFrame, length: int) -> Figu
         title="Sensitivity to the deficit",
     )
     clear = traces[traces["label"].str.startswith("clear_") & (traces["part"] == TOTAL) & (traces["data"] == "train")]
-    clear = clear[clear["probe"] == "fisher_trace"]
+    clear = clear[clear["probe"].str.startswith("fisher_trace")]
     if len(clear):
         right = axes.twinx()
         right.plot(clear["epoch"], clear["mean"], color=_colour(1), alpha=0.8, label="Fisher trace without deficit")
@@ -115,9 +115,11 @@ def draw_traces(traces: pd.DataFrame, labels: Sequence[str], end: int) -> dict[s
 
 def draw_shares(traces: pd.DataFrame, labels: Sequence[str], end: int, view: str) -> Figure:
     """Draw the layers' shares of the Fisher trace over the epochs, stacked, a panel for each run."""
+    of_view = traces[traces["probe"].str.startswith("fisher_trace") & (traces["data"] == view)]
+    labels = [label for label in labels if (of_view["label"] == label).any()]  # as far as they are finished
     figure, panels = blank(5.2 * len(labels), 3.8, 1, len(labels))
     for axes, label in zip(np.atleast_1d(panels), labels, strict=True):
-        own = traces[(traces["label"] == label) & (traces["probe"] == "fisher_trace") & (traces["data"] == view)]
+        own = of_view[of_view["label"] == label]
         own = (
             own[own["part"] != TOTAL].pivot_table(index="epoch", columns="part", values="mean", sort=False).sort_index()
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from avalanche.models.dynamic_modules import avalanche_model_adaptation
 from pydantic import ValidationError
 
 from mas.benchmarks import DATASETS, STREAMS, DeficitPlugin, make_deficit, set_data_root
@@ -29,11 +30,13 @@ from mas.experiments.config import (
     Training,
     Window,
 )
+from mas.experiments.consolidated_deficit import variant_labels
 from mas.experiments.errors import UserError
 from mas.experiments.models import model_for
 from mas.experiments.options import Options
 from mas.experiments.selection import Continual, Grid, at_start, candidates, continual_option, has_grid
 from mas.experiments.source import Key, Source, nearest
+from mas.experiments.summary import CEILINGS
 from mas.experiments.training import epochs_of, make_strategy, rate_factor
 from mas.strategies import PROBES, STRATEGIES
 from mas.strategies.samples import by_task_labels
@@ -97,6 +100,9 @@ def _check_probes(config: Any, source: Source) -> None:
     probes = config.probes if key == ("probes",) else (config.trace.probes if config.trace else [])
     _check_titles(key, [probe.title() for probe in probes], source)
     for i, probe in enumerate(probes):
+        if not probe.title().startswith(probe.name):  # by that the tables know what it measures
+            where = source.where((*key, i, "label"))
+            raise UserError(f"{where}: found {probe.label!r}; allowed: one that begins with {probe.name}")
         impaired = [view for view in probe.data if view.startswith("impaired")]
         if impaired and not isinstance(config, CriticalPeriod) and getattr(config, "deficit", None) is None:
             raise UserError(f"{source.where((*key, i, 'data'))}: found {impaired[0]}, and there is no deficit; add one")
@@ -117,6 +123,29 @@ def _check_parts(config: Any, source: Source) -> None:
     if config.deficit.title() in titles:
         where = source.where(("selectivity", titles.index(config.deficit.title())))
         raise UserError(f"{where}: found {config.deficit.title()!r}, which is the deficit; add a label of its own")
+
+
+def _check_variants(config: Any, source: Source) -> None:
+    for i, strategy in enumerate(config.strategies):
+        if strategy.name in CEILINGS:
+            where = source.where(("strategies", i, "name"))
+            raise UserError(f"{where}: found {strategy.name!r}, which sees all data at once; allowed: any other")
+    labels = [label.casefold() for label in variant_labels(config)]
+    if twice := next((label for i, label in enumerate(labels) if label in labels[:i]), None):
+        raise UserError(f"{source.where(('strategies',))}: found {twice!r} twice; allowed: each strength once")
+
+
+def _check_deficit(config: Any, source: Source) -> None:
+    """Where experiences differ in their classes, or all are trained at once, some deficits make no sense."""
+    if config.deficit is None:
+        return
+    where, name = source.where(("deficit",)), config.deficit.name
+    apart = getattr(config.benchmark, "scenario", "domain") != "domain" or config.benchmark.stream == "sequence"
+    labels = name == "label_permutation" or (name == "noise" and config.deficit.labels == "drawn")
+    if apart and labels:
+        raise UserError(f"{where}: {name} moves labels between experiences; allowed: where all share their classes")
+    if any(strategy.name == "joint" for strategy in config.strategies):
+        raise UserError(f"{where}: joint trains all experiences at once and has no epochs of the stream; leave it out")
 
 
 def _check_one_length(config: Any, source: Source) -> None:
@@ -151,9 +180,9 @@ def _selects(options: dict[str, Any]) -> bool:
 
 
 _CHECKS: dict[str, list[Callable[[Any, Source], None]]] = {
-    "forgetting": [_check_labels, _check_selection, _check_probes],
+    "forgetting": [_check_labels, _check_selection, _check_probes, _check_deficit],
     "critical_period": [_check_parts, _check_one_length, _check_probes],
-    "consolidated_deficit": [_check_labels, _check_one_length, _check_probes],
+    "consolidated_deficit": [_check_labels, _check_variants, _check_one_length, _check_probes],
 }
 
 
@@ -219,6 +248,7 @@ def _try_probes(config: Experiment, benchmark: Any, model: Any, source: Source) 
     """Take each measure once, of few samples."""
     trace = getattr(config, "trace", None)
     key: Key = ("trace", "probes") if trace else ("probes",)
+    avalanche_model_adaptation(model.train(), benchmark.train_stream[0])  # a growing head has no classes before
     for i, probe in enumerate(trace.probes if trace else getattr(config, "probes", [])):
         options = probe.model_dump(exclude={*ProbeOptions.model_fields, "name"})
         with _said_at(source, (*key, i)):

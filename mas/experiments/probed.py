@@ -15,6 +15,7 @@ from mas.information import share_shift
 from mas.strategies import PROBES, ProbePlugin, Schedule
 
 Record = dict[str, Any]
+Traces = dict[tuple[int, int, int], dict[str, float]]  # (experience, epoch, iteration) -> layer -> trace
 TRACE_COLUMNS = ["label", "probe", "data", "part", "experience", "epoch", "iteration", "mean", "ci_low", "ci_high", "n"]
 SHIFT_COLUMNS = ["label", "data", "shift", "ci_low", "ci_high", "n"]
 TOTAL = "all layers"  # the part that sums up those of a layer each
@@ -100,12 +101,13 @@ def trace_table(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=TRACE_COLUMNS)
 
 
-def layer_traces(record: Record, data: str) -> dict[tuple[int, int], dict[str, float]]:
-    """Give the Fisher traces of a cell, layer by layer, by (experience, epoch), in the order of time."""
-    found: dict[tuple[int, int], dict[str, float]] = {}
-    for row in rows_of(record):
-        if row.probe == "fisher_trace" and row.data == data:
-            found.setdefault((row.experience, row.epoch), {})[row.part] = row.value
+def layer_traces(record: Record, data: str) -> Traces:
+    """Give the Fisher traces of a cell, layer by layer, in the order of time; of several such probes, the first's."""
+    rows = [row for row in rows_of(record) if row.probe.startswith("fisher_trace") and row.data == data]
+    found: Traces = {}
+    for row in rows:
+        if row.probe == rows[0].probe:
+            found.setdefault((row.experience, row.epoch, row.iteration), {})[row.part] = row.value
     return found
 
 
@@ -114,21 +116,24 @@ def shift_table(records: Sequence[Record], since: tuple[int, int], data: str = "
 
     Args:
         records: of cells with the probe ``fisher_trace``; others are left out.
-        since: (experience, epoch) to begin with.
+        since: (experience, epoch) to begin with; the first look from then on counts.
         data: what it was measured on.
     """
     found: dict[str, list[float]] = {}
     for record in records:
         traces = layer_traces(record, data)
-        if record["status"] == "finished" and since in traces:
+        if record["status"] == "finished" and traces:
             found.setdefault(record["label"], []).append(shift(traces, since))
     return pd.DataFrame([(k, data, *mean_and_interval(v)) for k, v in found.items()], columns=SHIFT_COLUMNS)
 
 
-def shift(traces: dict[tuple[int, int], dict[str, float]], since: tuple[int, int]) -> float:
-    """Give how far the layers' shares move from then to the end; NaN where a trace is 0 or not finite."""
+def shift(traces: Traces, since: tuple[int, int]) -> float:
+    """Give how far the layers' shares move to the end; NaN where a trace is 0 or not finite, or there is one alone."""
+    later = [layers for at, layers in traces.items() if at[:2] >= since]
+    if len(later) < 2:
+        return np.nan
     try:
-        return share_shift(traces[since], list(traces.values())[-1])
+        return share_shift(later[0], later[-1])
     except ValueError:
         return np.nan
 

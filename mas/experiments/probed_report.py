@@ -14,6 +14,7 @@ from mas.experiments.pages import as_text, number, percent, render, write_files
 from mas.experiments.probed import TOTAL, probes_table, trace_table
 from mas.experiments.store import Store
 from mas.experiments.summary import results_table
+from mas.experiments.training import is_constant
 
 Record = dict[str, Any]
 Rows = list[list[str]]
@@ -89,7 +90,7 @@ def _critical_figures(config: CriticalPeriod, tables: Mapping[str, pd.DataFrame]
     if config.trace:
         labels, end = [run.label for run in traced(config)], config.trace.end
         figures |= draw_traces(tables["traces"], labels, end)
-        of_layers = tables["traces"][tables["traces"]["probe"] == "fisher_trace"]
+        of_layers = tables["traces"][tables["traces"]["probe"].str.startswith("fisher_trace")]
         if "train" in set(of_layers["data"]):
             figures["shares"] = draw_shares(tables["traces"], labels, end, "train")
     return figures
@@ -111,6 +112,8 @@ def _curve_sections(config: CriticalPeriod, tables: Mapping[str, pd.DataFrame]) 
             f"The deficit lasts {config.window.length} epochs; then {config.training.epochs} clear epochs follow. "
             "Reference: as many epochs without deficit."
         )
+        if not is_constant(config.training.model_dump()):
+            text += " The learning rate is annealed: a later window also meets smaller steps. Removal has a control."
         made.append(Section("Window", text, _CURVE_HEADINGS, rows, ["window"]))
     return made
 
@@ -123,11 +126,11 @@ def _control_section(config: CriticalPeriod, control: pd.DataFrame) -> Section:
         "one sees after removal. What it loses, the deficit need not explain. The share says little where the loss is "
         "not clearly above 0."
     )
-    headings = ["deficit", "epoch of removal", "loss", "control's loss", "explained by it", "left", "p"]
+    headings = ["deficit", "epoch of removal", "loss", "control's loss", "explained by it", "left", "p (Holm)"]
     rows = [
         [
             *(r.deficit, str(r.epoch), percent(r.loss), percent(r.control_loss), percent(r.explained)),
-            *(percent(r.left, r.left_ci_low, r.left_ci_high), _p(r.p)),
+            *(percent(r.left, r.left_ci_low, r.left_ci_high), _p(r.p_holm)),
         ]
         for r in control.itertuples()
     ]
@@ -138,7 +141,7 @@ def _control_notes(control: pd.DataFrame) -> list[str]:
     return [
         f"{r.deficit} removed at {r.epoch}: loses {percent(r.loss)}; the lr-matched control loses "
         f"{percent(r.control_loss)} "
-        f"({percent(r.explained)} % of it); left {percent(r.left, r.left_ci_low, r.left_ci_high)}, p = {_p(r.p)}"
+        f"({percent(r.explained)} % of it); left {percent(r.left, r.left_ci_low, r.left_ci_high)}, p = {_p(r.p_holm)}"
         for r in control.itertuples()
     ]
 
@@ -163,7 +166,7 @@ def _trace_sections(
 
 
 def _peaks(traces: pd.DataFrame) -> Rows:
-    totals = traces[(traces["part"] == TOTAL) & (traces["probe"] == "fisher_trace")]
+    totals = traces[(traces["part"] == TOTAL) & traces["probe"].str.startswith("fisher_trace")]
     rows = []
     for (label, view), own in totals.groupby(["label", "data"], sort=False):
         peak, last = own.loc[own["mean"].idxmax()], own.iloc[-1]

@@ -1,10 +1,12 @@
 """How any strategy, ours or Avalanche's, is built for a run: quiet, guarded, and with random streams of its own."""
 
 import math
+import random
 import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from annotated_types import Gt, Le
@@ -143,6 +145,8 @@ class _RandomStreams(SupervisedPlugin[Any]):
 
     def _set(self, name: str, clock: Any) -> None:
         seed = stream_seed(self.seed, name, clock.train_exp_counter, clock.train_exp_epochs)
+        random.seed(seed)  # Avalanche's AGEM draws from it
+        np.random.seed(seed % 2**32)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed takes milliseconds to ask for every device
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed_all(seed)

@@ -1,6 +1,7 @@
 """Experiments on critical periods: which networks are trained, how, and what is said of them."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mas.experiments.consolidated_deficit import scores_of
 from mas.experiments.critical_period import curves, explained, needs_control, runs
 from mas.experiments.errors import UserError
 from mas.experiments.loading import load_config
-from mas.experiments.probed import TOTAL, deficit_plugin, probes_table, rows_of, trace_table
+from mas.experiments.probed import TOTAL, deficit_plugin, probes_table, rows_of, shift, trace_table
 from mas.experiments.report import write_report
 from mas.experiments.results import read_folder
 from mas.experiments.run import run_experiment
@@ -210,6 +211,7 @@ class TestCurves:
         assert len(own) == 2
         assert row.loss == pytest.approx(loss)
         assert row.explained == pytest.approx(control / loss)
+        assert np.isnan(table.loc[("flip", 3)].explained)  # it loses nothing
         assert row.left == pytest.approx(loss - control)
         left = [losing("control_3_of_2", s)[0][0] - losing("blur_0-3_of_5", s)[0][0] for s in seeds]
         assert row.p == pytest.approx(stats.ttest_1samp(left, 0).pvalue)
@@ -265,7 +267,7 @@ class TestConsolidated:
             final = 0.8 - 0.1 * label.startswith("mas-10") - 0.01 * seed * (1 + label.startswith("mas-10"))
             return [[0.95]] if label == "clear" else [[0.7, 0.3], [0.6 - 0.02 * seed, final]]
 
-        traces = {(0, 0): {"a": 1.0, "b": 1.0}, (0, 1): {"a": 6.0, "b": 3.0}, (1, 0): {"a": 4.0, "b": 1.0}}
+        traces: dict = {(0, 0): {"a": 1.0, "b": 1.0}, (0, 1): {"a": 6.0, "b": 3.0}, (1, 0): {"a": 4.0, "b": 1.0}}
         traces |= {(1, 2): {"a": 1.0, "b": 2.0}}
         rows = [
             ["train", t, e, e, "fisher_trace", part, v] for (t, e), own in traces.items() for part, v in own.items()
@@ -316,6 +318,55 @@ def test_a_run_writes_its_files_and_is_resumed(load, tmp_path, data):
     assert again.kept == len(expand(config)) - 1
     pd.testing.assert_frame_equal(probes_table(again.results.records), before)
     assert write_report(Store(folder), *read_folder(folder)) == shown
+
+
+@pytest.mark.parametrize("gone", ["clear_5", "blur_0-3_of_5", "clear_2"])
+def test_a_report_is_made_of_what_is_finished(load, tmp_path, gone):
+    config, folder = load(CRITICAL | ANNEALED, "seeds=1"), tmp_path / "run"
+    results = run_experiment(config, folder, workers=1).results
+    results.records = [r for r in results.records if r["label"] != gone]
+    assert write_report(Store(folder), config, results).rows
+
+
+def test_law_11_a_run_that_blows_up_is_diverged_whatever_looks_at_it(load, tmp_path):
+    probes = [{"name": name, "unit": "iterations"} for name in ("effective_rank", "fisher_trace", "mean_weight")]
+    probes.append({"name": "information", "beta": 0.1, "prior_std": 1, "unit": "iterations"})
+    config = load(
+        CRITICAL | {"trace": {"end": 3, "probes": probes}},
+        *("training.lr=1e30", "model.norm=none", "seeds=1", "window=null", "selectivity=[]"),
+    )
+    outcome = run_experiment(config, tmp_path / "run", workers=1)
+    assert not outcome.failed
+    assert {r["status"] for r in outcome.results.records} == {"diverged"}
+    assert {row[3] for row in write_report(Store(tmp_path / "run"), config, outcome.results).rows} == {"–"}
+
+
+def test_looking_at_the_end_alone_gives_no_shift(load, tmp_path):
+    config = load(CONSOLIDATED, "probes=[{name: fisher_trace, every: end}]", "seeds=1", "lengths=[1]")
+    results = run_experiment(config, tmp_path / "run", workers=1).results
+    table = scores_of(config, results.records).set_index("score")
+    assert table.loc["share_shift", "mean"].isna().all()
+    assert table.loc["trace_final", "mean"].notna().all()
+
+
+def test_a_shift_begins_with_the_first_look_from_then_on():
+    traces = {(0, 4, 40): {"a": 1.0, "b": 1.0}, (1, 0, 0): {"a": 3.0, "b": 1.0}, (1, 0, 5): {"a": 9.0, "b": 1.0}}
+    traces[1, 1, 10] = {"a": 1.0, "b": 9.0}
+    assert shift(traces, (1, 0)) == pytest.approx(share_shift(traces[1, 0, 0], traces[1, 1, 10]))
+
+
+def test_a_growing_head_can_be_probed(load):
+    config = load(TestOverAStream.STREAM, "model.head=growing", "probes=[{name: gradient_norm}, {name: loss}]")
+    assert run_cell(expand(config)[0])["status"] == "finished"
+
+
+def test_law_10_agem_draws_from_the_cells_seed(load):
+    config = load(TestOverAStream.STREAM, "strategies=[{name: agem}]", "benchmark.experiences=3")
+    found = []
+    for seed in (1, 2):
+        random.seed(seed)
+        found.append(run_cell(expand(config)[0])["accuracy"])
+    assert found[0] == found[1]
 
 
 def test_law_9_workers_cannot_matter(load, tmp_path):
@@ -406,6 +457,9 @@ MISTAKES = [
     (CRITICAL, ["trace.probes=[{name: information, prior_std: 1}]"], "probes[0].beta: missing; allowed: it has no de"),
     (CRITICAL, ["trace.probes=[{name: loss, data: [clear]}]"], "found 'clear'; allowed: train, test, impaired_train"),
     (CRITICAL, ["trace.probes=[{name: loss}, {name: loss}]"], "found a second 'loss'"),
+    (CRITICAL, ["trace.probes=[{name: loss, label: final_accuracy}]"], "allowed: one that begins with loss"),
+    (CRITICAL, ["window.onsets=[0, 0]"], "each once"),
+    (CRITICAL, ["removal=[1, 1]"], "each once"),
     (CRITICAL, ["training.epochs=[1, 2]"], "training.epochs: found a list; allowed: a number"),
     (CRITICAL, ["training.schedule={name: cosine, epochs: 4}"], "epochs is 4, and there are more to train"),
     (CRITICAL, ["training.schedule={name: cosin}"], "found 'cosin', did you mean 'cosine'?; allowed: exponential"),
@@ -413,10 +467,19 @@ MISTAKES = [
     (CRITICAL, ["benchmark.stream=split"], "benchmark"),
     (CRITICAL, ["experiment=critical"], "found 'critical', did you mean 'critical_period'?; allowed: forgetting, "),
     (CONSOLIDATED, ["strategies.1.lam=[-1]"], "greater than or equal to 0"),
+    (CONSOLIDATED, ["strategies.1.lam=[1, 1]"], "found 'mas-1_1' twice; allowed: each strength once"),
+    (CONSOLIDATED, ["strategies.0.name=joint"], "found 'joint', which sees all data at once"),
+    (CONSOLIDATED, ["lengths=[1, 1]"], "each once"),
     (CONSOLIDATED, ["lengths=[0]"], "lengths[0]: found 0; allowed: greater than 0"),
     (CONSOLIDATED, ["probes=[{name: loss, data: [current]}]"], "allowed: train, test, which are impaired in the first"),
     (TestOverAStream.STREAM, ["deficit={name: blur, end: 9}"], "past the end of training after 4 epochs"),
     (TestOverAStream.STREAM, ["deficit={name: blur, start: 3, end: 2}"], "give 0 <= start < end"),
+    (
+        TestOverAStream.STREAM,
+        ["deficit={name: label_permutation, end: 1}", "benchmark.scenario=class"],
+        "label_permutation moves labels between experiences",
+    ),
+    (TestOverAStream.STREAM, ["deficit={name: blur, end: 1}", "strategies.0.name=joint"], "leave it out"),
     (TestOverAStream.STREAM, ["deficit={name: blur}"], "deficit.end: missing"),
     (TestOverAStream.STREAM, ["probes=[{name: loss, data: [impaired_test]}]"], "there is no deficit; add one"),
     (TestOverAStream.STREAM, ["training.epochs=[1, 2, 3]"], "found 3 numbers; allowed: one for all, or 2"),
