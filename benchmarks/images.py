@@ -157,6 +157,8 @@ def _fetch(data: Any, where: Tensor, group: str) -> list[Tensor]:
     if not isinstance(data, FlatData):
         return default_collate([list(data[i])[:2] for i in where.tolist()])
     where = where if data._indices is None else _places(data)[where]
+    if len(data._datasets) == 1:
+        return _transformed(data, _fetch(data._datasets[0], where, group), group)
     ends = torch.tensor(data._cumulative_sizes)
     source = torch.searchsorted(ends, where, right=True)
     parts, order = [], []

@@ -81,8 +81,9 @@ def check(config: ConfigFile, changes: Changes = None, data: Data = None) -> Non
 
         cells = every_cell(load_config(config, changes or [], data))
         for cell in cells:
-            told = {**cell.settings["strategy"], **cell.settings.get("deficit", {})}
-            options = ", ".join(f"{key}={value}" for key, value in told.items())
+            deficit = cell.settings.get("deficit", {})
+            told = cell.settings["strategy"] | {key: deficit[key] for key in deficit if key != "name"}
+            options = ", ".join(f"{key}={value}" for key, value in told.items() if value is not None)
             typer.echo(f"{cell.id}: {options}")
         typer.echo(f"{config} is valid: {len(cells)} cells")
 
@@ -145,7 +146,7 @@ def list_names() -> None:
         for title, registry in registries.items():
             typer.echo(f"{title}:")
             for name, entry in registry.items():
-                typer.echo(f"  {name:<10} {describe(entry)}")
+                typer.echo(f"  {name:<17} {describe(entry)}")
 
 
 def main() -> None:

@@ -113,7 +113,7 @@ def test_check_prints_the_cells_and_runs_nothing(here):
     assert done.output.splitlines() == [
         "naive-seed3: name=naive",
         "mas-seed3: name=mas, lam=7.0, norm=squared_l2, accumulate=sum, factor=0.5, reduction=sample, "
-        "parameters=all, data=train, max_samples=None",
+        "parameters=all, data=train",
         "small.yaml is valid: 2 cells",
     ]
     assert not (here / "runs").exists()

@@ -141,7 +141,7 @@ def draw_strengths(scores: pd.DataFrame) -> Figure:
         here = own[own["length"] == length]
         for i, (strategy, line) in enumerate(here.groupby("strategy", sort=False)):
             if line["strength"].isna().all():
-                axes.axhline(100 * line["mean"].iloc[0], color="0.4", linestyle="--", label=f"{strategy}")
+                axes.axhline(100 * line["mean"].iloc[0], color=_colour(i), linestyle="--", label=strategy)
                 continue
             _bars(
                 axes,
@@ -152,6 +152,7 @@ def draw_strengths(scores: pd.DataFrame) -> Figure:
                 label=strategy,
             )
         axes.set_xscale("symlog", linthresh=_least(own["strength"]))
+        axes.set_xlim(0 if (here["strength"] == 0).any() else _least(own["strength"]) / 2, 2 * own["strength"].max())
         axes.set(xlabel="strength λ", ylabel="test accuracy at the end, %", title=f"deficit of {length} epochs")
         axes.grid(alpha=0.3)
     np.atleast_1d(panels)[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))

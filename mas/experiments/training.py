@@ -58,7 +58,7 @@ def rate_factor(training: dict[str, Any], epoch: int) -> float:
 
 def make_strategy(kind: Any, model: nn.Module, training: dict[str, Any], seed: int, **options: Any) -> Any:
     """Build a strategy, ours or Avalanche's, from the config's ``training``; it logs nothing and is guarded."""
-    return kind(
+    strategy = kind(
         model=model,
         optimizer=_optimizer(model, training),
         criterion=_cross_entropy,
@@ -70,6 +70,8 @@ def make_strategy(kind: Any, model: nn.Module, training: dict[str, Any], seed: i
         evaluator=_silent(),
         **options,
     )
+    strategy.plugins.remove(strategy.evaluator)  # it has no metrics, and takes time in each iteration nevertheless
+    return strategy
 
 
 def epochs_of(training: dict[str, Any], experience: int) -> int:
