@@ -31,7 +31,12 @@ _CHUNK = 1000  # images impaired at once
 
 
 def blur(
-    x: Tensor, y: Tensor, generator: torch.Generator, *, factor: Count = 4, down: Literal["resize", "pool"] = "resize"
+    x: Tensor,
+    y: Tensor,
+    generator: torch.Generator,
+    *,
+    factor: Count = 4,
+    down: Literal["resize", "pool"] = "resize",
 ) -> Batch:
     """Blur: to a ``factor``-th of the resolution, and up again by bilinear interpolation.
 
@@ -98,6 +103,8 @@ def occlusion(
     high, wide = _of_images(x, "occlusion").shape[2:]
     rows = _covered(high, round(share * high), len(x), place, generator)
     columns = _covered(wide, round(share * wide), len(x), place, generator)
+    if not (rows.any() and columns.any()):
+        raise ValueError(f"occlusion: share is {share}; of images of {high}x{wide} pixels that covers none; give more")
     hidden = (rows[:, None, :, None] & columns[:, None, None, :]).to(x.device)
     return x.masked_fill(hidden, 0.0), y
 
@@ -148,18 +155,22 @@ def impaired(images: Images, deficit: Deficit, seed: int = 0) -> Images:
     """Give images as they are seen under a deficit, for good: random parts are drawn once for each image.
 
     Args:
-        images: what the network sees in evaluation is what is impaired; training augmentation comes after.
+        images: what the network sees in evaluation is what is impaired; training augmentation comes after,
+            and before the pixels are standardised, as it does for clear images.
         deficit: from `make_deficit`, or your own.
         seed: of the draws.
     """
     generator = torch.Generator().manual_seed(seed)
     parts = [deficit(images.batch(i), images.labels[i], generator) for i in torch.arange(len(images)).split(_CHUNK)]
     x, y = (torch.cat(part) for part in zip(*parts, strict=True))
-    return replace(images, pixels=x, labels=y, rows=torch.arange(len(y)), changes=(), scale=None)
+    pixels = x if images.scale is None else x * images.scale[1] + images.scale[0]
+    return replace(images, pixels=pixels, labels=y, rows=torch.arange(len(y)), changes=())
 
 
 class DeficitPlugin(SupervisedPlugin[Any]):
     """Impair what a strategy trains on, for some epochs. What it is tested on stays clear.
+
+    All that is in the batch when an iteration begins is impaired: also what a replay buffer adds.
 
     Args:
         deficit: from `make_deficit`, or your own.

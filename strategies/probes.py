@@ -131,7 +131,8 @@ class ProbePlugin(SupervisedPlugin[Any]):
 
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Look at what the experience leaves."""
-        if not self.rows or self.rows[-1][:1] + self.rows[-1][2:3] != (self.experience, self.iteration):
+        last = self.rows[-1] if self.rows else None
+        if last is None or (last.experience, last.iteration) != (self.experience, self.iteration):
             self._look(strategy)
 
     def _look(self, strategy: Any) -> None:

@@ -25,6 +25,23 @@ def data_of(data: Data, experience: Any) -> Any:
     return made if hasattr(made, "__getitem__") else made(experience)
 
 
+def train_data(experience: Any) -> Any:
+    """Give what an experience trains on."""
+    return experience.dataset
+
+
+def test_data(experience: Any) -> Any:
+    """Give the test data of a training experience: those of the same number in its benchmark.
+
+    Raises:
+        ValueError: the experience does not know its benchmark.
+    """
+    benchmark = getattr(getattr(experience, "origin_stream", None), "benchmark", None)
+    if benchmark is None:
+        raise ValueError("the experience does not know its benchmark; give its test data by data=<function of it>")
+    return benchmark.test_stream[experience.current_experience].dataset
+
+
 def task_of(experience: Any) -> int:
     """Give the task label of an experience; online ones have none, and get 0."""
     (task, *_) = getattr(experience, "task_labels", [0])
@@ -57,25 +74,13 @@ def by_task_labels(model: nn.Module, batch: list[Tensor]) -> Any:
     return avalanche_forward(model, batch[0], batch[-1])
 
 
-def _train_data(experience: Any) -> Any:
-    return experience.dataset
-
-
-def _test_data(experience: Any) -> Any:
-    """Find the test data of a training experience: those of the same number in its benchmark."""
-    benchmark = getattr(getattr(experience, "origin_stream", None), "benchmark", None)
-    if benchmark is None:
-        raise ValueError("the experience does not know its benchmark; give its test data by data=<function of it>")
-    return benchmark.test_stream[experience.current_experience].dataset
-
-
 def _both(experience: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of mixed transforms; those of evaluation are set afterwards
-        return _train_data(experience).concat(_test_data(experience))
+        return train_data(experience).concat(test_data(experience))
 
 
-_NAMED: dict[str, Callable[[Any], Any]] = {"train": _train_data, "test": _test_data, "both": _both}
+_NAMED: dict[str, Callable[[Any], Any]] = {"train": train_data, "test": test_data, "both": _both}
 
 
 def _is_avalanche(data: Any) -> bool:

@@ -174,6 +174,7 @@ def test_missing_channel():
         (partial(blur, X.flatten(1), Y, generator()), "blur is for images, .*got shape \\(6, 288\\)"),
         (partial(flip, X.flatten(1), Y, generator()), "flip is for images"),
         (partial(occlusion, X.flatten(1), Y, generator()), "occlusion is for images"),
+        (partial(occlusion, X, Y, generator(), share=0.01), "occlusion: share is 0.01; of .* 8x12 .* covers none"),
         (partial(missing_channel, X.flatten(1), Y, generator()), "missing_channel is for images"),
         (partial(missing_channel, X, Y, generator(), channel=3), "channel is 3; images of 3 .* allow 0 to 2"),
         (partial(missing_channel, X[:, :1], Y, generator()), "allow none, as nothing would be left"),
@@ -306,6 +307,20 @@ class TestStreams:
             assert torch.equal(seeing[0], expected[0])
             assert torch.equal(seeing[1], expected[1])
             assert not (torch.equal(blind[0], expected[0]) and torch.equal(blind[1], expected[1]))
+
+    @pytest.mark.parametrize("normalize", [False, True])
+    def test_recovery_augments_impaired_images_as_it_does_clear_ones(self, normalize):
+        stream = recovery({"name": "blur", "factor": 2}, "digits", train=100, normalize=normalize, augment="crop")
+        clear = whole("digits", train=100, normalize=normalize).train_stream[0].dataset
+        blurred = blur(clear.batch(range(100))[0], None, None, factor=2)[0]
+        still = stream.train_stream[0].dataset.eval().batch(range(100))[0]
+        torch.testing.assert_close(still, blurred, rtol=0, atol=1e-6)
+        black = clear.batch(range(100))[0].min()  # no pixel is darker than the margin that a shift lets in
+        torch.manual_seed(0)
+        shifted = stream.train_stream[0].dataset.train().batch(range(100))[0]
+        corners = shifted[..., [0, -1]][..., [0, -1], :].flatten(1)
+        assert (corners.isclose(black, atol=1e-6).any(1)).float().mean() > 0.9
+        assert shifted.min() >= black - 1e-6
 
     def test_recovery_impairs_train_and_test_alike(self):
         stream = recovery("label_permutation", "digits", train=100, test=50, seed=3)

@@ -30,7 +30,7 @@ SOURCES = sorted(
     {
         *ROOT.glob("mas/*.py"),
         *ROOT.glob("mas/rules/*.py"),
-        *ROOT.glob("mas/experiments/*.py"),
+        *ROOT.glob("mas/experiments/**/*.py"),
         *ROOT.glob("strategies/*.py"),
         *ROOT.glob("benchmarks/*.py"),
     }
@@ -125,6 +125,6 @@ def test_the_wheel_holds_one_package(tmp_path):
     assert all(name.startswith("mas/") for name in code)
     wanted = [p.relative_to(ROOT) for p in SOURCES]
     expected = {str(p) if p.parts[0] == "mas" else f"mas/{p}" for p in wanted}
-    templates = {str(p.relative_to(ROOT)) for p in ROOT.glob("mas/experiments/templates/*.jinja")}
+    templates = {str(p.relative_to(ROOT)) for p in ROOT.glob("mas/experiments/report/templates/*.jinja")}
     assert len(templates) == 3
     assert expected | templates == set(code)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from mas.experiments.config import Forgetting, resolved
 from mas.experiments.errors import UserError
-from mas.experiments.pages import percent
+from mas.experiments.report.pages import percent
 from mas.experiments.results import Results, read_folder
 from mas.experiments.summary import compare_runs
 

@@ -21,7 +21,7 @@ SCORES = {
     "intransigence": "how far accuracy is below that of a network trained on clear data alone, as many clear epochs",
     "trace_peak": "greatest Fisher trace, on the data then trained on, over all epochs",
     "trace_final": "Fisher trace at the end",
-    "share_shift": "Jensen–Shannon shift of the layers' shares of the trace, from the end of the deficit to the end",
+    "share_shift": "Jensen–Shannon shift of the layers' shares of the trace, from the first clear epoch to the last",
 }
 SCORE_COLUMNS = [
     "strategy",

@@ -13,6 +13,7 @@ from mas.experiments.seeds import stream_seed
 from mas.experiments.statistics import mean_and_interval
 from mas.information import share_shift
 from mas.strategies import PROBES, ProbePlugin, Schedule
+from mas.strategies.samples import test_data, train_data
 
 Record = dict[str, Any]
 Traces = dict[tuple[int, int, int], dict[str, float]]  # (experience, epoch, iteration) -> layer -> trace
@@ -145,10 +146,10 @@ class _Views:
         self.deficit, self.seed, self.made = deficit, seed, dict[tuple[int, str], Any]()
 
     def train(self, experience: Any) -> Any:
-        return experience.dataset
+        return train_data(experience)
 
     def test(self, experience: Any) -> Any:
-        return experience.origin_stream.benchmark.test_stream[experience.current_experience].dataset
+        return test_data(experience)
 
     def current(self, experience: Any) -> Any:
         lasts = self.deficit is not None and self.deficit.active

@@ -21,10 +21,10 @@ from mas.experiments.cell import build_strategy, run_cell
 from mas.experiments.cells import expand
 from mas.experiments.config import resolved
 from mas.experiments.errors import UserError
-from mas.experiments.forgetting_report import draw_figures, table_rows, write_forgetting_report
 from mas.experiments.loading import load_config
 from mas.experiments.models import MultiHead, build_model
 from mas.experiments.report import write_report
+from mas.experiments.report.forgetting import draw_figures, table_rows, write_forgetting_report
 from mas.experiments.results import Results, read_results
 from mas.experiments.run import default_workers, run_experiment
 from mas.experiments.seeds import stream_seed

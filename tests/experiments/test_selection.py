@@ -12,9 +12,9 @@ from mas.experiments.cell import build_strategy, run_cell
 from mas.experiments.cells import Cell, expand, tries_of
 from mas.experiments.config import STRATEGY_MODELS
 from mas.experiments.errors import UserError
-from mas.experiments.forgetting_report import tried_rows
 from mas.experiments.loading import load_config
 from mas.experiments.report import write_report
+from mas.experiments.report.forgetting import tried_rows
 from mas.experiments.results import read_results
 from mas.experiments.run import run_experiment
 from mas.experiments.seeds import stream_seed

@@ -7,7 +7,7 @@ import pandas as pd
 import yaml
 
 from mas.experiments.loading import load_config
-from mas.experiments.probed_report import Section, introduction, sections_of
+from mas.experiments.report.probed import Section, introduction, sections_of
 from tests.bench.page import table
 from tests.results.page import machine
 

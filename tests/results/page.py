@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from mas.experiments.forgetting_report import tried_rows
+from mas.experiments.report.forgetting import tried_rows
 from tests.bench.page import table
 
 Run = dict[str, Any]

@@ -24,7 +24,7 @@ def write_files(store: Store, tables: Mapping[str, pd.DataFrame], figures: Mappi
 
 def render(template: str, **values: Any) -> str:
     """Fill in a template."""
-    loader = PackageLoader("mas.experiments", "templates")
+    loader = PackageLoader("mas.experiments.report", "templates")
     return (
         Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, loader=loader)
         .get_template(template)

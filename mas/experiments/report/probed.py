@@ -9,9 +9,9 @@ import yaml
 from mas.experiments.config import ConsolidatedDeficit, CriticalPeriod, Experiment, resolved
 from mas.experiments.consolidated_deficit import SCORES, scores_of
 from mas.experiments.critical_period import curves, explained, needs_control, share_shifts, traced
-from mas.experiments.drawing import draw_removal, draw_shares, draw_strengths, draw_traces, draw_window, png
-from mas.experiments.pages import as_text, number, percent, render, write_files
 from mas.experiments.probed import TOTAL, probes_table, trace_table
+from mas.experiments.report.drawing import draw_removal, draw_shares, draw_strengths, draw_traces, draw_window, png
+from mas.experiments.report.pages import as_text, number, percent, render, write_files
 from mas.experiments.store import Store
 from mas.experiments.summary import results_table
 from mas.experiments.training import is_constant
@@ -23,6 +23,10 @@ CONSTANT = "The learning rate is constant: the lr-matched control would be the c
 _SEEDS = (
     "Percent; mean over {seeds} seeds with the 95 % interval (expanded percentile bootstrap); differences are paired "
     "by seed, p of the paired t-test, adjusted by Holm's method. Loss is how far accuracy is below the reference's."
+)
+_FEW_SEEDS = (
+    " With fewer than five seeds the interval cannot be wide enough: at three it covers the mean three times in four, "
+    "at two every other time."
 )
 
 
@@ -74,7 +78,8 @@ def sections_of(config: Experiment, tables: Mapping[str, pd.DataFrame], figures:
 
 def introduction(config: Experiment) -> str:
     """Say what the numbers are."""
-    return _SEEDS.format(seeds=len(config.seed_list()))
+    seeds = len(config.seed_list())
+    return _SEEDS.format(seeds=seeds) + (_FEW_SEEDS if seeds < 5 else "")
 
 
 _CURVE_HEADINGS = ["curve", "deficit", "epoch", "accuracy", "on training data", "loss", "p (Holm)"]

@@ -9,10 +9,10 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from mas.experiments.drawing import blank, draw_stream_traces, png
 from mas.experiments.errors import UserError
-from mas.experiments.pages import as_text, percent, render, write_files
 from mas.experiments.probed import probes_table, trace_table
+from mas.experiments.report.drawing import blank, draw_stream_traces, png
+from mas.experiments.report.pages import as_text, percent, render, write_files
 from mas.experiments.results import Results
 from mas.experiments.selection import selection_table
 from mas.experiments.statistics import mean_and_interval

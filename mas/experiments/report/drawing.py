@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from mas.experiments.probed import TOTAL
 
 _MOST_PANELS = 6
+_UNITS = {"fisher_trace": "nats / weight²", "information": "nats", "loss": "nats", "trainability": "nats"}
 
 
 def blank(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
@@ -34,13 +35,13 @@ def draw_stream_traces(traces: pd.DataFrame) -> dict[str, bytes]:
     length = drawn.groupby(["label", "experience"])["iteration"].transform("max").clip(lower=1)
     placed = drawn.assign(x=drawn["experience"] + drawn["iteration"] / length)
     for (probe, view), own in placed.groupby(["probe", "data"], sort=False):
-        parts = list(dict.fromkeys(own["part"]))[:_MOST_PANELS]
+        parts, left_out = _parts(own)
         figure, panels = blank(7.6, 1.0 + 2.6 * len(parts), len(parts))
         for axes, part in zip(np.atleast_1d(panels), parts, strict=True):
             for i, (label, line) in enumerate(own[own["part"] == part].groupby("label", sort=False)):
                 _line(axes, line["x"], line, _colour(i), label=label)
             axes.set(ylabel=_heading(probe, part), xlabel="experiences trained")
-        np.atleast_1d(panels)[0].set_title(f"{probe}, measured on {view} data")
+        np.atleast_1d(panels)[0].set_title(f"{probe}, measured on {view} data{left_out}")
         np.atleast_1d(panels)[0].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         figures[f"trace_{probe}_{view}"] = png(figure)
     return figures
@@ -84,8 +85,8 @@ def draw_window(curves: pd.DataFrame, traces: pd.DataFrame, length: int) -> Figu
     clear = clear[clear["probe"].str.startswith("fisher_trace")]
     if len(clear):
         right = axes.twinx()
-        right.plot(clear["epoch"], clear["mean"], color=_colour(1), alpha=0.8, label="Fisher trace without deficit")
-        right.set_ylabel("Fisher trace, nats per squared unit of weight", color=_colour(1))
+        right.plot(_in_epochs(clear), clear["mean"], color=_colour(1), alpha=0.8, label="Fisher trace without deficit")
+        right.set_ylabel(f"Fisher trace, {_UNITS['fisher_trace']}", color=_colour(1))
     return _finished(figure, axes)
 
 
@@ -95,19 +96,19 @@ def draw_traces(traces: pd.DataFrame, labels: Sequence[str], end: int) -> dict[s
     for probe, of_probe in _as_drawn(traces[traces["label"].isin(labels)]).groupby("probe", sort=False):
         if of_probe["epoch"].nunique() < 2:
             continue
-        parts = list(dict.fromkeys(of_probe["part"]))[:_MOST_PANELS]
+        parts, left_out = _parts(of_probe)
         figure, panels = blank(7.6, 1.0 + 3.0 * len(parts), len(parts))
         for axes, part in zip(np.atleast_1d(panels), parts, strict=True):
             of_part = of_probe[of_probe["part"] == part]
             for i, ((label, view), line) in enumerate(of_part.groupby(["label", "data"], sort=False)):
                 name = "without" if label.startswith("clear_") else "with deficit"
                 style = "--" if label.startswith("clear_") else "-"
-                _line(axes, line["epoch"], line, _colour(i), label=f"{name}, on {view}", linestyle=style)
+                _line(axes, _in_epochs(line), line, _colour(i), label=f"{name}, on {view}", linestyle=style)
             axes.axvline(end, color="0.6", linewidth=0.8, linestyle=":")
             axes.set(xlabel="epoch", ylabel=_heading(probe, part))
             if part == TOTAL:
                 axes.set_yscale("log")
-        np.atleast_1d(panels)[0].set_title(f"{probe}; dotted: the deficit ends")
+        np.atleast_1d(panels)[0].set_title(f"{probe}; dotted: the deficit ends{left_out}")
         np.atleast_1d(panels)[0].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         figures[f"trace_{probe}"] = figure
     return figures
@@ -119,11 +120,9 @@ def draw_shares(traces: pd.DataFrame, labels: Sequence[str], end: int, view: str
     labels = [label for label in labels if (of_view["label"] == label).any()]  # as far as they are finished
     figure, panels = blank(5.2 * len(labels), 3.8, 1, len(labels))
     for axes, label in zip(np.atleast_1d(panels), labels, strict=True):
-        own = of_view[of_view["label"] == label]
-        own = (
-            own[own["part"] != TOTAL].pivot_table(index="epoch", columns="part", values="mean", sort=False).sort_index()
-        )
-        shares = own.div(own.sum(axis=1), axis=0)
+        own = of_view[(of_view["label"] == label) & (of_view["part"] != TOTAL)]
+        own = own.assign(at=_in_epochs(own)).pivot_table(index="at", columns="part", values="mean", sort=False)
+        shares = own.div(own.sum(axis=1), axis=0).sort_index()
         axes.stackplot(shares.index, 100 * shares.T.to_numpy(), labels=list(shares.columns), alpha=0.85)
         axes.axvline(end, color="0.2", linewidth=0.8, linestyle=":")
         axes.set(xlabel="epoch", ylabel="share of the Fisher trace, %", title=label, ylim=(0, 100))
@@ -165,8 +164,20 @@ def _as_drawn(traces: pd.DataFrame) -> pd.DataFrame:
     return traces[(traces["part"] == TOTAL) | ~traces["probe"].isin(summed)]
 
 
+def _parts(own: pd.DataFrame) -> tuple[list[str], str]:
+    """Give the parts that are drawn, and what to say of those that are not."""
+    parts = list(dict.fromkeys(own["part"]))
+    return parts[:_MOST_PANELS], f"; {_MOST_PANELS} of {len(parts)} parts" if len(parts) > _MOST_PANELS else ""
+
+
+def _in_epochs(line: pd.DataFrame) -> pd.Series:
+    """Give the time of each look in epochs, of which iterations are fractions."""
+    return line["iteration"] * (line["epoch"].max() / max(1, line["iteration"].max()))
+
+
 def _heading(probe: Any, part: str) -> str:
-    return str(probe) if part in ("", TOTAL) else f"{probe}: {part}"
+    unit = next((f", {unit}" for name, unit in _UNITS.items() if str(probe).startswith(name)), "")
+    return str(probe) + ("" if part in ("", TOTAL) else f": {part}") + unit
 
 
 def _line(axes: Any, x: pd.Series, line: pd.DataFrame, colour: Any, **style: Any) -> None:

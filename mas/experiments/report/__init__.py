@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from mas.experiments.config import ConsolidatedDeficit, CriticalPeriod, Experiment, resolved
 from mas.experiments.errors import UserError
-from mas.experiments.forgetting_report import shown, write_forgetting_report
-from mas.experiments.probed_report import write_consolidated_report, write_critical_report
+from mas.experiments.report.forgetting import shown, write_forgetting_report
+from mas.experiments.report.probed import write_consolidated_report, write_critical_report
 from mas.experiments.results import Results
 from mas.experiments.store import Store
 
