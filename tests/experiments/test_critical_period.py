@@ -22,6 +22,7 @@ from mas.experiments.errors import UserError
 from mas.experiments.loading import load_config
 from mas.experiments.probed import TOTAL, deficit_plugin, probes_table, rows_of, shift, trace_table
 from mas.experiments.report import write_report
+from mas.experiments.report.probed import stream_section
 from mas.experiments.results import read_folder
 from mas.experiments.run import run_experiment
 from mas.experiments.seeds import stream_seed
@@ -415,6 +416,19 @@ class TestOverAStream:
         assert (folders[1] / "traces.csv").is_file()
         assert not (folders[0] / "traces.csv").exists()
         assert "What the probes saw" in (folders[1] / "report.html").read_text()
+
+    def test_the_table_of_a_stream_has_the_last_look_of_each_experience(self):
+        rows = [
+            ("naive", "fisher_trace", "train", part, experience, epoch, 5 * epoch, 100 * experience + 10 * epoch + size)
+            for experience in (0, 1)
+            for epoch in (1, 2)
+            for part, size in (("0", 1), ("2", 2), (TOTAL, 3))
+        ]
+        columns = ["label", "probe", "data", "part", "experience", "epoch", "iteration", "mean"]
+        section = stream_section(pd.DataFrame(rows, columns=columns), ["matrix_naive", "trace_fisher_trace_train"])
+        assert list(section.headings) == ["probe", "part", "data", "strategy", "after 1", "after 2"]
+        assert section.rows == [["fisher_trace", TOTAL, "train", "naive", "23", "123"]]
+        assert section.figures == ["trace_fisher_trace_train"]
 
     def test_a_deficit_in_some_epochs_of_a_stream(self, load):
         impaired = self.STREAM | {"deficit": {"name": "flip", "start": 0, "end": 2}}

@@ -14,6 +14,7 @@ from tests.results import critical, page
 
 PAGES = {Path("docs/results"): page.page, Path("docs/critical_periods"): critical.page}
 NOT_KEPT = ("data.json", "probes.csv")  # probes.csv is large; traces.csv has its means
+_FIGURES_NOT_KEPT = shutil.ignore_patterns("matrix_*", "accuracy_over_stream*")
 
 
 def main() -> None:
@@ -28,16 +29,17 @@ def main() -> None:
 
 
 def _keep(run: Path) -> None:
-    experiment = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["experiment"]
-    pages = list(PAGES)
-    here = pages[experiment != "forgetting"] / run.name
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    results, critical_periods = PAGES
+    probed = config["experiment"] != "forgetting" or config["probes"]
+    here = (critical_periods if probed else results) / run.name
     here.mkdir(parents=True, exist_ok=True)
     files = [*run.glob("*.csv"), run / "config.yaml", run / "environment.json"]
     for file in files:
         if file.name not in NOT_KEPT:
             shutil.copy(file, here / file.name)
-    if here.parent == pages[1]:
-        shutil.copytree(run / "figures", here / "figures", dirs_exist_ok=True)
+    if probed:
+        shutil.copytree(run / "figures", here / "figures", ignore=_FIGURES_NOT_KEPT, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

@@ -27,14 +27,14 @@ def section(run: Run, folder: Path) -> str:
     tables = {name: _with_text(content) for name, content in tables.items()}
     figures = sorted(path.stem for path in folder.glob("figures/*.png"))
     remarks = "".join(f"\n- {remark.strip()}" for remark in run.get("remarks", ()))
-    cells = tables["cells"]
+    cells, seconds = _cost(tables)
     told = _SECTION.format(
         title=run["title"],
         about=run["about"].strip(),
         command=run["command"],
         introduction=introduction(config),
-        cells=len(cells),
-        minutes=f"{cells['seconds'].sum() / 60:.0f}",
+        cells=cells,
+        minutes=f"{seconds / 60:.0f}",
         machine=machine(folder),
     )
     own = sections_of(config, {"shares": pd.DataFrame(), "control": pd.DataFrame(), **tables}, figures)
@@ -46,6 +46,14 @@ def _shown(own: Section, folder: Path, figures: list[str]) -> str:
     pictures = [f"![{name}](critical_periods/{folder.name}/figures/{name}.png)" for name in there]
     rows = table(tuple(own.headings), own.rows).strip() if own.rows else ""
     return "".join(f"\n{part}\n" for part in (f"### {own.title}", own.text, rows, *pictures) if part)
+
+
+def _cost(tables: dict[str, pd.DataFrame]) -> tuple[int, float]:
+    """Give the number of cells, and their seconds."""
+    if "cells" in tables:
+        return len(tables["cells"]), tables["cells"]["seconds"].sum()
+    own = tables["summary"].query("score == 'seconds'")
+    return int(own["n"].sum()), (own["mean"] * own["n"]).sum()
 
 
 def _with_text(content: pd.DataFrame) -> pd.DataFrame:

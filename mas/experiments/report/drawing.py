@@ -28,10 +28,16 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def as_drawn(traces: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the layers of what has a sum."""
+    summed = set(traces[traces["part"] == TOTAL]["probe"])
+    return traces[(traces["part"] == TOTAL) | ~traces["probe"].isin(summed)]
+
+
 def draw_stream_traces(traces: pd.DataFrame) -> dict[str, bytes]:
     """Draw what each probe saw along a stream: a line for each strategy, a panel for each part."""
     figures = {}
-    drawn = _as_drawn(traces)
+    drawn = as_drawn(traces)
     length = drawn.groupby(["label", "experience"])["iteration"].transform("max").clip(lower=1)
     placed = drawn.assign(x=drawn["experience"] + drawn["iteration"] / length)
     for (probe, view), own in placed.groupby(["probe", "data"], sort=False):
@@ -93,7 +99,7 @@ def draw_window(curves: pd.DataFrame, traces: pd.DataFrame, length: int) -> Figu
 def draw_traces(traces: pd.DataFrame, labels: Sequence[str], end: int) -> dict[str, Figure]:
     """Draw each probe over the epochs, with the deficit and without; a line for each data it looked at."""
     figures = {}
-    for probe, of_probe in _as_drawn(traces[traces["label"].isin(labels)]).groupby("probe", sort=False):
+    for probe, of_probe in as_drawn(traces[traces["label"].isin(labels)]).groupby("probe", sort=False):
         if of_probe["epoch"].nunique() < 2:
             continue
         parts, left_out = _parts(of_probe)
@@ -156,12 +162,6 @@ def draw_strengths(scores: pd.DataFrame) -> Figure:
         axes.grid(alpha=0.3)
     np.atleast_1d(panels)[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
-
-
-def _as_drawn(traces: pd.DataFrame) -> pd.DataFrame:
-    """Leave out the layers of what has a sum."""
-    summed = set(traces[traces["part"] == TOTAL]["probe"])
-    return traces[(traces["part"] == TOTAL) | ~traces["probe"].isin(summed)]
 
 
 def _parts(own: pd.DataFrame) -> tuple[list[str], str]:

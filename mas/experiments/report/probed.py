@@ -6,11 +6,20 @@ from typing import Any, NamedTuple
 import pandas as pd
 import yaml
 
-from mas.experiments.config import ConsolidatedDeficit, CriticalPeriod, Experiment, resolved
+from mas.experiments.config import ConsolidatedDeficit, CriticalPeriod, Experiment, Forgetting, resolved
 from mas.experiments.consolidated_deficit import SCORES, scores_of
 from mas.experiments.critical_period import curves, explained, needs_control, share_shifts, traced
 from mas.experiments.probed import TOTAL, probes_table, trace_table
-from mas.experiments.report.drawing import draw_removal, draw_shares, draw_strengths, draw_traces, draw_window, png
+from mas.experiments.report.drawing import (
+    as_drawn,
+    draw_removal,
+    draw_shares,
+    draw_strengths,
+    draw_traces,
+    draw_window,
+    png,
+)
+from mas.experiments.report.forgetting import shown, table_rows
 from mas.experiments.report.pages import as_text, number, percent, render, write_files
 from mas.experiments.store import Store
 from mas.experiments.summary import results_table
@@ -22,8 +31,9 @@ Rows = list[list[str]]
 CONSTANT = "The learning rate is constant: the lr-matched control would be the clear run itself, and is not needed."
 _SEEDS = (
     "Percent; mean over {seeds} seeds with the 95 % interval (expanded percentile bootstrap); differences are paired "
-    "by seed, p of the paired t-test, adjusted by Holm's method. Loss is how far accuracy is below the reference's."
+    "by seed, p of the paired t-test, adjusted by Holm's method."
 )
+_LOSS = " Loss is how far accuracy is below the reference's."
 _FEW_SEEDS = (
     " With fewer than five seeds the interval cannot be wide enough: at three it covers the mean three times in four, "
     "at two every other time."
@@ -70,16 +80,33 @@ def sections_of(config: Experiment, tables: Mapping[str, pd.DataFrame], figures:
     """Give what people read of a run: texts, tables, and which of its figures belong to them."""
     if isinstance(config, CriticalPeriod):
         return [*_curve_sections(config, tables), *_trace_sections(config, tables, figures)]
+    if isinstance(config, Forgetting):
+        headings, rows = shown(table_rows(tables["summary"], tables["comparisons"]))
+        return [Section("Accuracy", "", headings, rows), stream_section(tables["traces"], figures)]
     about = "; ".join(f"{_title(score)}: {meaning}" for score, meaning in SCORES.items())
     text = about + ". * p < 0.05 against the run of the same length without protection."
     rows = _score_rows(tables["scores"])
     return [Section("Does protection deepen the impairment?", text, _SCORE_HEADINGS, rows, ["strengths"])]
 
 
+def stream_section(traces: pd.DataFrame, figures: Collection[str]) -> Section:
+    """Give what the probes saw at the end of each experience of a stream."""
+    last = as_drawn(traces).groupby(["probe", "data", "part", "label", "experience"], sort=False).last()["mean"]
+    ends = last.unstack("experience")
+    headings = ["probe", "part", "data", "strategy", *(f"after {1 + t}" for t in ends.columns)]
+    rows = [
+        [str(probe), str(part) or "–", str(view), str(label), *map(number, own)]
+        for (probe, view, part, label), own in zip(ends.index, ends.to_numpy(), strict=True)
+    ]
+    names = [name for name in figures if name.startswith("trace_")]
+    return Section("What each experience leaves", "Mean over seeds.", headings, rows, names)
+
+
 def introduction(config: Experiment) -> str:
     """Say what the numbers are."""
     seeds = len(config.seed_list())
-    return _SEEDS.format(seeds=seeds) + (_FEW_SEEDS if seeds < 5 else "")
+    loss = _LOSS if isinstance(config, CriticalPeriod) else ""
+    return _SEEDS.format(seeds=seeds) + loss + (_FEW_SEEDS if seeds < 5 else "")
 
 
 _CURVE_HEADINGS = ["curve", "deficit", "epoch", "accuracy", "on training data", "loss", "p (Holm)"]
