@@ -31,7 +31,7 @@ def main() -> None:
 def _keep(run: Path) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     results, critical_periods = PAGES
-    probed = config["experiment"] != "forgetting" or config["probes"]
+    probed = config["experiment"] != "forgetting" or config.get("probes")
     here = (critical_periods if probed else results) / run.name
     here.mkdir(parents=True, exist_ok=True)
     files = [*run.glob("*.csv"), run / "config.yaml", run / "environment.json"]
