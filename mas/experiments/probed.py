@@ -20,7 +20,8 @@ Traces = dict[tuple[int, int, int], dict[str, float]]  # (experience, epoch, ite
 TRACE_COLUMNS = ["label", "probe", "data", "part", "experience", "epoch", "iteration", "mean", "ci_low", "ci_high", "n"]
 SHIFT_COLUMNS = ["label", "data", "shift", "ci_low", "ci_high", "n"]
 TOTAL = "all layers"  # the part that sums up those of a layer each
-PER_LAYER = ("fisher_trace", "information")  # whose parts are layers, and add up
+FISHER = "fisher_trace"  # with it begin the labels of all such probes
+PER_LAYER = (FISHER, "information")  # whose parts are layers, and add up
 _IMPAIRED = ("impaired_train", "impaired_test")
 
 
@@ -102,9 +103,14 @@ def trace_table(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=TRACE_COLUMNS)
 
 
+def fisher_traces(traces: pd.DataFrame) -> pd.DataFrame:
+    """Give the rows of `trace_table` that are Fisher traces."""
+    return traces[traces["probe"].str.startswith(FISHER)]
+
+
 def layer_traces(record: Record, data: str) -> Traces:
     """Give the Fisher traces of a cell, layer by layer, in the order of time; of several such probes, the first's."""
-    rows = [row for row in rows_of(record) if row.probe.startswith("fisher_trace") and row.data == data]
+    rows = [row for row in rows_of(record) if row.probe.startswith(FISHER) and row.data == data]
     found: Traces = {}
     for row in rows:
         if row.probe == rows[0].probe:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mas.experiments.probed import TOTAL
+from mas.experiments.probed import TOTAL, fisher_traces
 
 _MOST_PANELS = 6
 _UNITS = {"fisher_trace": "nats / weight²", "information": "nats", "loss": "nats", "trainability": "nats"}
@@ -87,8 +87,8 @@ def draw_window(curves: pd.DataFrame, traces: pd.DataFrame, length: int) -> Figu
         ylabel="loss of test accuracy, points",
         title="Sensitivity to the deficit",
     )
-    clear = traces[traces["label"].str.startswith("clear_") & (traces["part"] == TOTAL) & (traces["data"] == "train")]
-    clear = clear[clear["probe"].str.startswith("fisher_trace")]
+    clear = fisher_traces(traces[traces["label"].str.startswith("clear_") & (traces["part"] == TOTAL)])
+    clear = clear[clear["data"] == "train"]
     if len(clear):
         right = axes.twinx()
         right.plot(_in_epochs(clear), clear["mean"], color=_colour(1), alpha=0.8, label="Fisher trace without deficit")
@@ -122,7 +122,7 @@ def draw_traces(traces: pd.DataFrame, labels: Sequence[str], end: int) -> dict[s
 
 def draw_shares(traces: pd.DataFrame, labels: Sequence[str], end: int, view: str) -> Figure:
     """Draw the layers' shares of the Fisher trace over the epochs, stacked, a panel for each run."""
-    of_view = traces[traces["probe"].str.startswith("fisher_trace") & (traces["data"] == view)]
+    of_view = fisher_traces(traces[traces["data"] == view])
     labels = [label for label in labels if (of_view["label"] == label).any()]  # as far as they are finished
     figure, panels = blank(5.2 * len(labels), 3.8, 1, len(labels))
     for axes, label in zip(np.atleast_1d(panels), labels, strict=True):

@@ -9,7 +9,7 @@ import yaml
 from mas.experiments.config import ConsolidatedDeficit, CriticalPeriod, Experiment, Forgetting, resolved
 from mas.experiments.consolidated_deficit import SCORES, scores_of
 from mas.experiments.critical_period import curves, explained, needs_control, share_shifts, traced
-from mas.experiments.probed import TOTAL, probes_table, trace_table
+from mas.experiments.probed import TOTAL, fisher_traces, probes_table, trace_table
 from mas.experiments.report.drawing import (
     as_drawn,
     draw_removal,
@@ -122,8 +122,7 @@ def _critical_figures(config: CriticalPeriod, tables: Mapping[str, pd.DataFrame]
     if config.trace:
         labels, end = [run.label for run in traced(config)], config.trace.end
         figures |= draw_traces(tables["traces"], labels, end)
-        of_layers = tables["traces"][tables["traces"]["probe"].str.startswith("fisher_trace")]
-        if "train" in set(of_layers["data"]):
+        if "train" in set(fisher_traces(tables["traces"])["data"]):
             figures["shares"] = draw_shares(tables["traces"], labels, end, "train")
     return figures
 
@@ -198,7 +197,7 @@ def _trace_sections(
 
 
 def _peaks(traces: pd.DataFrame) -> Rows:
-    totals = traces[(traces["part"] == TOTAL) & traces["probe"].str.startswith("fisher_trace")]
+    totals = fisher_traces(traces[traces["part"] == TOTAL])
     rows = []
     for (label, view), own in totals.groupby(["label", "data"], sort=False):
         peak, last = own.loc[own["mean"].idxmax()], own.iloc[-1]
