@@ -228,7 +228,3 @@ def _console() -> "Console":
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 120)
-
-
-if __name__ == "__main__":
-    main()

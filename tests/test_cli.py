@@ -181,7 +181,7 @@ def test_an_interrupt_says_how_to_go_on(here, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
 def test_workers_of_a_killed_run_end_too(here):
-    command = [sys.executable, "-m", "mas.cli", "run", "small.yaml", "--set", "seeds=1000", "--workers", "2"]
+    command = [sys.executable, "-m", "mas", "run", "small.yaml", "--set", "seeds=1000", "--workers", "2"]
     run = subprocess.Popen(command, cwd=here, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while len(workers := children(run.pid)) < 3:  # two workers and the resource tracker
         assert run.poll() is None
@@ -202,7 +202,7 @@ def children(pid):
 
 @pytest.mark.slow
 def test_as_a_process_with_two_workers(here):
-    command = [sys.executable, "-m", "mas.cli", "run", "small.yaml", "--workers", "2"]
+    command = [sys.executable, "-m", "mas", "run", "small.yaml", "--workers", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"})
     assert done.returncode == 0
     assert "4/4" in done.stdout

@@ -22,6 +22,7 @@ FLOORS = [
     {"strategies", "benchmarks"},
     {"experiments"},
     {"cli"},
+    {"__main__"},
 ]
 APART = {("strategies", "benchmarks"), ("benchmarks", "strategies")}
 SIBLINGS = {("gradients", "gradients")}

@@ -110,7 +110,7 @@ def _strategy_option(name: str, annotation: Any, default: Any) -> Any:
 
 def _stream_option(name: str, annotation: Any, default: Any) -> Any:
     """Give the type of a stream's option: in YAML, a deficit is a map."""
-    return _one_of(models_of(DEFICITS, "name", FILLED_IN), "name") if name == "deficit" else annotation
+    return _one_of(STREAM_DEFICIT_MODELS, "name") if name == "deficit" else annotation
 
 
 def _strength_list(name: str, annotation: Any, default: Any) -> Any:
@@ -123,6 +123,7 @@ def _option(name: str, annotation: Any) -> Any:
 
 
 SCHEDULE_MODELS = models_of(SCHEDULES, "name", frozenset({"epoch"}))
+STREAM_DEFICIT_MODELS = models_of(DEFICITS, "name", FILLED_IN)
 DEFICIT_MODELS = models_of(DEFICITS, "name", FILLED_IN, DeficitOptions)
 SCHEDULED_DEFICIT_MODELS = models_of(DEFICITS, "name", FILLED_IN, ScheduledDeficit)
 PROBE_MODELS = models_of(PROBES, "name", frozenset({"model", "batches", "forward"}), ProbeOptions)

@@ -19,6 +19,7 @@ from mas.experiments.config import (
     SCHEDULE_MODELS,
     SCHEDULED_DEFICIT_MODELS,
     STRATEGY_MODELS,
+    STREAM_DEFICIT_MODELS,
     STREAM_MODELS,
     ConsolidatedDeficit,
     CriticalPeriod,
@@ -352,15 +353,22 @@ def _complaint(key: Key, item: Any, data: Any) -> tuple[str, str]:
     value = item.get("ctx", {}).get("tag", value)
     if known:
         return f"found {value!r}{nearest(str(value), known)}", ", ".join(known)
-    if key[-1] == "select" and kind == "list_type":
-        return f"found {value!r}", _WANTED["select"]
-    plain = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"found {value!r}", _SAID_PLAINLY.get(kind, plain)
+    return f"found {value!r}", _plainly(key[-1], item)
 
 
+def _plainly(name: str | int, item: Any) -> str:
+    """Say what may stand under a name, in words that a user of YAML knows."""
+    if name == "select" and item["type"] == "list_type":
+        return _WANTED["select"]
+    if name in _SECTIONS and item["type"] in _NOT_A_MAP:
+        return f"a map with {', '.join(_SECTIONS[str(name)].model_fields)}"
+    return _SAID_PLAINLY.get(item["type"], item["msg"].removeprefix("Input should be ").removeprefix("Value error, "))
+
+
+_NOT_A_MAP = ("model_type", "model_attributes_type", "dict_type")
 _WANTED = {"select": "a list of values; for lam also continual"}
 _SAID_PLAINLY = {
-    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "a map, such as {name: ...}"),
+    **dict.fromkeys(_NOT_A_MAP, "a map, such as {name: ...}"),
     "too_short": "a longer list",
     "string_pattern_mismatch": "letters, digits and _ . + - (it names files)",
 }
@@ -388,6 +396,8 @@ def _known_keys(key: Key, data: Any) -> list[str]:
     models, tag = _registry(key)
     if place == ("deficit",) and data["experiment"] == "forgetting":
         models = SCHEDULED_DEFICIT_MODELS
+    if place == ("benchmark", "deficit"):
+        models = STREAM_DEFICIT_MODELS
     for part in key:
         data = data[part]
     if place[-1] == "strategies" and len(key) > 2:

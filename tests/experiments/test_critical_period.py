@@ -329,6 +329,17 @@ def test_a_report_is_made_of_what_is_finished(load, tmp_path, gone):
     assert write_report(Store(folder), config, results).rows
 
 
+def test_what_is_no_longer_asked_for_goes_from_the_folder(load, tmp_path):
+    folder, fewer = tmp_path / "run", ("trace=null", "selectivity=[]", "seeds=1")
+    for changes in (fewer, (*fewer, "removal=[]")):
+        config = load(CRITICAL | ANNEALED, *changes)
+        write_report(Store(folder), config, run_experiment(config, folder, workers=1).results)
+        there = "removal=[]" not in changes
+        assert (folder / "control.csv").exists() == there
+        assert (folder / "figures" / "removal.png").exists() == there
+    assert (folder / "curves.csv").exists()
+
+
 def test_law_11_a_run_that_blows_up_is_diverged_whatever_looks_at_it(load, tmp_path):
     probes = [{"name": name, "unit": "iterations"} for name in ("effective_rank", "fisher_trace", "mean_weight")]
     probes.append({"name": "information", "beta": 0.1, "prior_std": 1, "unit": "iterations"})
@@ -466,6 +477,8 @@ MISTAKES = [
     (CRITICAL, ["removal=[]"], "deficits side by side need removal"),
     (CRITICAL, ["removal=[]", "window=null", "trace=null", "selectivity=[]"], "give removal, window or trace"),
     (CRITICAL, ["window.onset=[0]"], "window.onset: unknown key, did you mean 'onsets'?; allowed: length, onsets"),
+    (CRITICAL, ["window=3"], "window: found 3; allowed: a map with length, onsets"),
+    (CRITICAL, ["deficit=blur"], "deficit: found 'blur'; allowed: a map, such as {name: ...}"),
     (CRITICAL, ["window.length=0"], "window.length: found 0; allowed: greater than 0"),
     (CRITICAL, ["trace.probes=[{name: fisher}]"], "found 'fisher', did you mean 'fisher_trace'?; allowed: accuracy, "),
     (CRITICAL, ["trace.probes=[{name: information, prior_std: 1}]"], "probes[0].beta: missing; allowed: it has no de"),
@@ -487,6 +500,11 @@ MISTAKES = [
     (CONSOLIDATED, ["lengths=[0]"], "lengths[0]: found 0; allowed: greater than 0"),
     (CONSOLIDATED, ["probes=[{name: loss, data: [current]}]"], "allowed: train, test, which are impaired in the first"),
     (TestOverAStream.STREAM, ["deficit={name: blur, end: 9}"], "past the end of training after 4 epochs"),
+    (
+        TestOverAStream.STREAM,
+        ["benchmark={stream: recovery, dataset: digits, deficit: {name: blur, label: b}}"],
+        "benchmark.deficit.label: unknown key; allowed: name, factor, ",
+    ),
     (TestOverAStream.STREAM, ["deficit={name: blur, start: 3, end: 2}"], "give 0 <= start < end"),
     (
         TestOverAStream.STREAM,

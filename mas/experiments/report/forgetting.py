@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from mas.experiments.errors import UserError
 from mas.experiments.probed import probes_table, trace_table
 from mas.experiments.report.drawing import blank, draw_stream_traces, png
-from mas.experiments.report.pages import as_text, percent, render, write_files
+from mas.experiments.report.pages import as_text, few_seeds, percent, render, write_files
 from mas.experiments.results import Results
 from mas.experiments.selection import selection_table
 from mas.experiments.statistics import mean_and_interval
@@ -183,7 +183,8 @@ def _page(
         name=name,
         headings={s: h for s, h in HEADINGS.items() if any(s in cells for _, cells in rows)},
         rows=rows,
-        seeds=sorted({r["seed"] for r in records}),
+        seeds=len(seeds := {r["seed"] for r in records}),
+        few_seeds=few_seeds(len(seeds)),
         best=best_label(records),
         reference=reference_of(records),
         diverged=[r for r in records if r["status"] == "diverged"],

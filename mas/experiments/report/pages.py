@@ -10,6 +10,11 @@ from jinja2 import Environment, PackageLoader
 
 from mas.experiments.store import Store
 
+_FEW_SEEDS = (
+    " With fewer than five seeds the interval cannot be wide enough: at three it covers the mean three times in four, "
+    "at two every other time."
+)
+
 
 def write_files(store: Store, tables: Mapping[str, pd.DataFrame], figures: Mapping[str, bytes]) -> None:
     """Write tables as CSV and figures as PNG; figures of before that are not among them go."""
@@ -30,6 +35,11 @@ def render(template: str, **values: Any) -> str:
         .get_template(template)
         .render(**values)
     )
+
+
+def few_seeds(seeds: int) -> str:
+    """Say what intervals of few seeds are worth, or nothing where there are enough."""
+    return _FEW_SEEDS if seeds < 5 else ""
 
 
 def as_text(picture: bytes) -> str:

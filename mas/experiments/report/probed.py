@@ -20,7 +20,7 @@ from mas.experiments.report.drawing import (
     png,
 )
 from mas.experiments.report.forgetting import shown, table_rows
-from mas.experiments.report.pages import as_text, number, percent, render, write_files
+from mas.experiments.report.pages import as_text, few_seeds, number, percent, render, write_files
 from mas.experiments.store import Store
 from mas.experiments.summary import results_table
 from mas.experiments.training import is_constant
@@ -34,10 +34,6 @@ _SEEDS = (
     "by seed, p of the paired t-test, adjusted by Holm's method."
 )
 _LOSS = " Loss is how far accuracy is below the reference's."
-_FEW_SEEDS = (
-    " With fewer than five seeds the interval cannot be wide enough: at three it covers the mean three times in four, "
-    "at two every other time."
-)
 
 
 class Section(NamedTuple):
@@ -106,7 +102,7 @@ def introduction(config: Experiment) -> str:
     """Say what the numbers are."""
     seeds = len(config.seed_list())
     loss = _LOSS if isinstance(config, CriticalPeriod) else ""
-    return _SEEDS.format(seeds=seeds) + loss + (_FEW_SEEDS if seeds < 5 else "")
+    return _SEEDS.format(seeds=seeds) + loss + few_seeds(seeds)
 
 
 _CURVE_HEADINGS = ["curve", "deficit", "epoch", "accuracy", "on training data", "loss", "p (Holm)"]
@@ -260,6 +256,8 @@ def _write(
     subject: str,
 ) -> None:
     write_files(store, {name: table for name, table in tables.items() if len(table)}, figures)
+    for name in (name for name, table in tables.items() if not len(table)):  # it may be there from before
+        (store.folder / f"{name}.csv").unlink(missing_ok=True)
     page = render(
         "probed.html.jinja",
         name=store.folder.name,
