@@ -30,7 +30,7 @@ from mas.plasticity import (
     stable_rank,
     trainability,
 )
-from mas.strategies.samples import Data, batches, check_data, data_of, forward_for, task_of
+from mas.strategies.samples import Data, batches, check_data, data_of_all, forward_for, task_of
 
 Positive = Annotated[float, Gt(0)]
 Count = Annotated[int, Gt(0)]
@@ -89,7 +89,8 @@ class ProbePlugin(SupervisedPlugin[Any]):
         probes: by name, ``probe(model, batches, forward)`` gives a number, or numbers by part. Those of
             `PROBES` or your own; options are set with `functools.partial`.
         data: what to measure on: the "train" data of the experience that is trained, the "test" data
-            of the same experience, "both", a data set, or ``data(experience)``, which gives one.
+            of the same experience, "both", a data set, or ``data(experience)``, which gives one; in joint
+            training, of all its experiences.
         schedule: when.
         max_samples: measure on a random draw of that many samples, the same each time.
 
@@ -136,7 +137,8 @@ class ProbePlugin(SupervisedPlugin[Any]):
             self._look(strategy)
 
     def _look(self, strategy: Any) -> None:
-        data = data_of(self.data, strategy.experience)
+        trained = getattr(strategy, "_experiences", None) or [strategy.experience]  # joint training has several
+        data = data_of_all(self.data, trained)
         forward = forward_for(data, task_of(strategy.experience))
         with measuring(strategy.model):
             generator = torch.Generator().manual_seed(0)

@@ -1,13 +1,14 @@
 """On which samples a plugin measures, and how the model is run on them."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
+from avalanche.benchmarks.utils import concat_datasets
 from avalanche.models.utils import avalanche_forward
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 DataName = Literal["train", "test", "both"]
 Data = DataName | Dataset[Any] | Callable[[Any], Dataset[Any]]
@@ -23,6 +24,16 @@ def data_of(data: Data, experience: Any) -> Any:
     """Give the data set that ``data`` means for an experience."""
     made: Any = _NAMED[data] if isinstance(data, str) else data
     return made if hasattr(made, "__getitem__") else made(experience)
+
+
+def data_of_all(data: Data, experiences: Sequence[Any]) -> Any:
+    """Give the data set that ``data`` means for several experiences, trained as one."""
+    if not isinstance(data, str) and hasattr(data, "__getitem__"):
+        return data
+    first, *others = (data_of(data, experience) for experience in experiences)
+    if not others:
+        return first
+    return first.concat(concat_datasets(others)) if _is_avalanche(first) else ConcatDataset([first, *others])
 
 
 def train_data(experience: Any) -> Any:

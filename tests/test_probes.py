@@ -8,13 +8,14 @@ import torch.nn.functional as F
 from avalanche.training import Naive as AvalancheNaive
 from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import mas
 from mas.benchmarks import DeficitPlugin, split, whole
 from mas.benchmarks.deficits import noise
 from mas.experiments.models import model_for
 from mas.experiments.training import make_strategy
-from mas.strategies import MAS, PROBES, SI, Naive, ProbePlugin, Replay, Schedule
+from mas.strategies import MAS, PROBES, SI, Joint, Naive, ProbePlugin, Replay, Schedule
 
 OPTIONS = {
     "information": {"beta": 0.01, "prior_std": 1.0},
@@ -68,6 +69,10 @@ def test_law_3_holds_for_other_strategies_too(kind):
     plugin = ProbePlugin({name: probe(name) for name in PROBES})
     probed, plain = trained([plugin], cls, 2, options), trained((), cls, 2, options)
     assert all(torch.equal(a, b) for a, b in zip(state_of(plain), state_of(probed), strict=True))
+
+
+def images_of(data):
+    return data.eval().batch(range(len(data)))[:2]
 
 
 def batches_of(data):
@@ -187,6 +192,30 @@ def test_avalanches_own_strategies_take_probes():
     strategy.train(stream.train_stream[0])
     assert {row.part for row in plugin.rows} == {"0.1", "0.2", "1"}
     assert all(row.value > 0 for row in plugin.rows)
+
+
+@pytest.mark.parametrize(
+    ("data", "view"),
+    [
+        ("test", "test_stream"),
+        ("train", "train_stream"),
+        (lambda e: TensorDataset(*images_of(e.dataset)), "train_stream"),
+    ],
+    ids=["test", "train", "function"],
+)
+def test_joint_training_is_looked_at_on_all_that_it_learns(data, view):
+    stream, seen = split("digits", 5, "domain"), []
+
+    def note(model, batches, forward):
+        seen.append(torch.cat([batch[0] for batch in batches]))
+        return 0.0
+
+    strategy = make_strategy(Joint, network(), TRAINING | {"epochs": 1}, 0)
+    strategy.plugins.append(ProbePlugin({"note": note}, data))
+    strategy.train(stream.train_stream)
+    assert len(seen) == 2
+    every = torch.cat([images_of(e.dataset)[0] for e in getattr(stream, view)])
+    assert all(torch.equal(x, every) for x in seen)
 
 
 @pytest.mark.parametrize(
