@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from mas.experiments.config import ConsolidatedDeficit, resolved
-from mas.experiments.probed import layer_traces, shift
+from mas.experiments.probed import diverged, layer_traces, shift
 from mas.experiments.statistics import holm, mean_and_interval, paired_p
 
 Record = dict[str, Any]
@@ -32,6 +32,7 @@ SCORE_COLUMNS = [
     "ci_low",
     "ci_high",
     "n",
+    "diverged",
     "difference",
     "p",
     "p_holm",
@@ -61,12 +62,12 @@ def scores_of(config: ConsolidatedDeficit, records: Sequence[Record]) -> pd.Data
 
     ``difference`` is that from the run of the same length with the strength 0 or without protection,
     paired by seed, where there is one; ``p`` is that of its paired t-test, ``p_holm`` adjusted for all
-    that are compared in one score.
+    that are compared in one score. Seeds that ``diverged`` are in no mean.
     """
     finished = [r for r in records if r["status"] == "finished"]
     reference = {r["seed"]: r["accuracy"][-1][-1] for r in finished if r["label"] == _REFERENCE}
     found = {(r["label"], r["seed"]): _scores(r, reference) for r in finished if r["label"] != _REFERENCE}
-    rows = []
+    rows, lost_seeds = [], diverged(records)
     variants = list(_variants(config))
     for label, title, strategy, length in variants:
         base = next((lab for lab, _, s, n in variants if n == length and _unprotected(s)), None)
@@ -78,6 +79,7 @@ def scores_of(config: ConsolidatedDeficit, records: Sequence[Record]) -> pd.Data
                 (
                     *(title, strategy.get("lam"), length, score),
                     *mean_and_interval(list(own.values())),
+                    lost_seeds[label],
                     *(mean_and_interval(gain).mean, paired_p(gain)),
                 )
             )

@@ -14,14 +14,14 @@ import numpy as np
 import pandas as pd
 
 from mas.experiments.config import CriticalPeriod, Experiment, resolved
-from mas.experiments.probed import clear_views, rows_of, shift_table
+from mas.experiments.probed import clear_views, diverged, rows_of, shift_table
 from mas.experiments.statistics import holm, mean_and_interval, paired_p
 from mas.experiments.training import is_constant
 
 Record = dict[str, Any]
 CURVE_COLUMNS = [
-    *("curve", "deficit", "epoch", "run", "reference", "accuracy", "ci_low", "ci_high", "n", "train_accuracy"),
-    *("loss", "loss_ci_low", "loss_ci_high", "p", "p_holm"),
+    *("curve", "deficit", "epoch", "run", "reference", "accuracy", "ci_low", "ci_high", "n", "diverged"),
+    *("train_accuracy", "loss", "loss_ci_low", "loss_ci_high", "p", "p_holm"),
 ]
 CONTROL_COLUMNS = [
     "deficit",
@@ -129,8 +129,9 @@ def curves(config: CriticalPeriod, records: Sequence[Record]) -> pd.DataFrame:
 
     ``accuracy`` is on clear test data at the end, ``loss`` how far it is below that of the reference,
     paired by seed, with 95 % intervals; ``p`` of the paired t-test, ``p_holm`` adjusted for the points of
-    the curve. ``train_accuracy`` is on clear training data.
+    the curve. ``train_accuracy`` is on clear training data. Seeds that ``diverged`` are in no mean.
     """
+    lost_seeds = diverged(records)
     test, train = _accuracies(records), _train_accuracies(records)
     rows = []
     for point in points(config):
@@ -141,6 +142,7 @@ def curves(config: CriticalPeriod, records: Sequence[Record]) -> pd.DataFrame:
             (
                 *(point.curve, point.deficit, point.epoch, point.run.label, point.reference.label),
                 *mean_and_interval(list(own.values())),
+                lost_seeds[point.run.label],
                 mean_and_interval(list(train.get(point.run.label, {}).values())).mean,
                 *mean_and_interval([] if same else lost)[:3],
                 np.nan if same else paired_p(lost),

@@ -1,5 +1,6 @@
 """What probes saw: the data they look at while a cell trains, and the tables that come of it."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -78,6 +79,11 @@ def probe_plugins(
 def rows_of(record: Record) -> list[Seen]:
     """Give what the probes of a cell saw."""
     return [Seen(*row) for row in record["probes"]]
+
+
+def diverged(records: Sequence[Record]) -> Counter[str]:
+    """Give the number of seeds that diverged, by label."""
+    return Counter(r["label"] for r in records if r["status"] == "diverged")
 
 
 def probes_table(records: Sequence[Record]) -> pd.DataFrame:

@@ -353,6 +353,23 @@ def test_law_11_a_run_that_blows_up_is_diverged_whatever_looks_at_it(load, tmp_p
     assert {row[3] for row in write_report(Store(tmp_path / "run"), config, outcome.results).rows} == {"–"}
 
 
+@pytest.mark.parametrize("data", [CRITICAL, CONSOLIDATED], ids=["critical", "protected"])
+def test_law_11_seeds_that_diverged_are_counted_in_the_table(load, tmp_path, data):
+    config, folder = load(data), tmp_path / "run"
+    results = run_experiment(config, folder, workers=1).results
+    wrecked = next(r for r in results.records if r["label"] in ("blur_0-3_of_5", "mas-10_2") and r["seed"] == 1)
+    wrecked |= {"status": "diverged", "reason": "loss is nan", "accuracy": [[0.0, 0.0], [0.0, 0.0]], "probes": []}
+    shown = write_report(Store(folder), config, results)
+    assert shown.headings[-1] == "diverged"
+    told = {tuple(row[:3]): row[-1] for row in shown.rows if row[-1]}
+    found = {("removal", "blur", "3"): "1 of 2"} if data is CRITICAL else {("mas", "10", "2"): "1 of 2"}
+    assert told == found
+    survivor = next(r for r in results.records if r["label"] == wrecked["label"] and r["seed"] == 0)
+    row = next(row for row in shown.rows if tuple(row[:3]) in found)
+    assert row[3].split()[0].rstrip("*") == f"{100 * survivor['accuracy'][-1][-1]:.1f}"
+    assert "points that lack some are open" in (folder / "report.html").read_text()
+
+
 def test_looking_at_the_end_alone_gives_no_shift(load, tmp_path):
     config = load(CONSOLIDATED, "probes=[{name: fisher_trace, every: end}]", "seeds=1", "lengths=[1]")
     results = run_experiment(config, tmp_path / "run", workers=1).results

@@ -76,11 +76,8 @@ def draw_window(curves: pd.DataFrame, traces: pd.DataFrame, length: int) -> Figu
     """Draw the loss of accuracy against the onset of the window, over the Fisher trace of the clear run, if traced."""
     figure, axes = blank(7.0, 4.2)
     own = curves[curves["curve"] == "window"]
-    low, high = own["loss"] - own["loss_ci_low"], own["loss_ci_high"] - own["loss"]
-    bars = 100 * np.vstack([low, high]).clip(min=0)
-    axes.errorbar(
-        own["epoch"], 100 * own["loss"], bars, marker="o", capsize=3, color=_colour(0), label="loss of accuracy"
-    )
+    loss = own.assign(accuracy=own["loss"], ci_low=own["loss_ci_low"], ci_high=own["loss_ci_high"])
+    _bars(axes, own["epoch"], loss, _colour(0), marker="o", label="loss of accuracy")
     axes.axhline(0, color="0.6", linewidth=0.8)
     axes.set(
         xlabel=f"epoch at which the window of {length} epochs begins",
@@ -187,8 +184,11 @@ def _line(axes: Any, x: pd.Series, line: pd.DataFrame, colour: Any, **style: Any
 
 
 def _bars(axes: Any, x: pd.Series, own: pd.DataFrame, colour: Any, **style: Any) -> None:
+    """Draw ``accuracy`` with its interval; points that lack seeds are open."""
     low, high = own["accuracy"] - own["ci_low"], own["ci_high"] - own["accuracy"]
     axes.errorbar(x, 100 * own["accuracy"], 100 * np.vstack([low, high]).clip(min=0), capsize=3, color=colour, **style)
+    some = own["diverged"] > 0
+    axes.plot(x[some], 100 * own["accuracy"][some], "o", color=colour, markerfacecolor="white", zorder=3)
 
 
 def _finished(figure: Figure, axes: Any) -> Figure:

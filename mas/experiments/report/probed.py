@@ -59,7 +59,7 @@ def write_critical_report(
     figures = {name: png(figure) for name, figure in _critical_figures(config, tables).items()}
     _write(store, config, records, tables, figures, "critical periods")
     notes = [CONSTANT] if config.removal and not needs_control(config) else _control_notes(tables["control"])
-    return _CURVE_HEADINGS, _curve_rows(tables["curves"]), notes
+    return *_curve_rows(tables["curves"]), notes
 
 
 def write_consolidated_report(
@@ -69,7 +69,7 @@ def write_consolidated_report(
     tables = {**_raw_tables(records), "scores": scores_of(config, records)}
     figures = {"strengths": png(draw_strengths(tables["scores"]))}
     _write(store, config, records, tables, figures, "a consolidated deficit")
-    return _SCORE_HEADINGS, _score_rows(tables["scores"]), []
+    return *_score_rows(tables["scores"]), []
 
 
 def sections_of(config: Experiment, tables: Mapping[str, pd.DataFrame], figures: Collection[str]) -> list[Section]:
@@ -81,8 +81,8 @@ def sections_of(config: Experiment, tables: Mapping[str, pd.DataFrame], figures:
         return [Section("Accuracy", "", headings, rows), stream_section(tables["traces"], figures)]
     about = "; ".join(f"{_title(score)}: {meaning}" for score, meaning in SCORES.items())
     text = about + ". * p < 0.05 against the run of the same length without protection."
-    rows = _score_rows(tables["scores"])
-    return [Section("Does protection deepen the impairment?", text, _SCORE_HEADINGS, rows, ["strengths"])]
+    text += _diverged_text(tables["scores"])
+    return [Section("Does protection deepen the impairment?", text, *_score_rows(tables["scores"]), ["strengths"])]
 
 
 def stream_section(traces: pd.DataFrame, figures: Collection[str]) -> Section:
@@ -126,22 +126,22 @@ def _critical_figures(config: CriticalPeriod, tables: Mapping[str, pd.DataFrame]
 def _curve_sections(config: CriticalPeriod, tables: Mapping[str, pd.DataFrame]) -> list[Section]:
     table, made = tables["curves"], []
     if config.removal:
-        rows = _curve_rows(table[table["curve"].isin(["removal", "control"])])
+        own = table[table["curve"].isin(["removal", "control"])]
         text = (
             f"The deficit lasts until the epoch of removal; then {config.training.epochs} clear epochs follow. "
             "Reference: no deficit."
         )
-        made.append(Section("Removal", text, _CURVE_HEADINGS, rows, ["removal"]))
+        made.append(Section("Removal", text + _diverged_text(own), *_curve_rows(own), ["removal"]))
         made.append(_control_section(config, tables["control"]))
     if config.window:
-        rows = _curve_rows(table[table["curve"] == "window"])
+        own = table[table["curve"] == "window"]
         text = (
             f"The deficit lasts {config.window.length} epochs; then {config.training.epochs} clear epochs follow. "
             "Reference: as many epochs without deficit."
         )
         if not is_constant(config.training.model_dump()):
             text += " The learning rate is annealed: a later window also meets smaller steps. Removal has a control."
-        made.append(Section("Window", text, _CURVE_HEADINGS, rows, ["window"]))
+        made.append(Section("Window", text + _diverged_text(own), *_curve_rows(own), ["window"]))
     return made
 
 
@@ -202,17 +202,18 @@ def _peaks(traces: pd.DataFrame) -> Rows:
     return rows
 
 
-def _curve_rows(table: pd.DataFrame) -> Rows:
-    return [
+def _curve_rows(table: pd.DataFrame) -> tuple[list[str], Rows]:
+    rows = [
         [
             *(r.curve, r.deficit or "–", str(r.epoch), percent(r.accuracy, r.ci_low, r.ci_high)),
             *(percent(r.train_accuracy), percent(r.loss, r.loss_ci_low, r.loss_ci_high), _p(r.p_holm)),
         ]
         for r in table.itertuples()
     ]
+    return _with_diverged(_CURVE_HEADINGS, rows, table)
 
 
-def _score_rows(scores: pd.DataFrame) -> Rows:
+def _score_rows(scores: pd.DataFrame) -> tuple[list[str], Rows]:
     rows = []
     for (strategy, strength, length), own in scores.groupby(
         ["strategy", "strength", "length"], sort=False, dropna=False
@@ -222,7 +223,19 @@ def _score_rows(scores: pd.DataFrame) -> Rows:
             text = (percent if _is_share(r.score) else number)(r.mean, r.ci_low, r.ci_high)
             cells.append(text + ("*" if r.p_holm < 0.05 else ""))
         rows.append([str(strategy), "–" if pd.isna(strength) else f"{strength:g}", str(length), *cells])
-    return rows
+    return _with_diverged(_SCORE_HEADINGS, rows, scores[scores["score"] == "accuracy"])
+
+
+def _with_diverged(headings: list[str], rows: Rows, table: pd.DataFrame) -> tuple[list[str], Rows]:
+    """Add how many seeds of each row diverged, where any did."""
+    if not table["diverged"].any():
+        return headings, rows
+    told = [f"{r.diverged} of {r.n + r.diverged}" if r.diverged else "" for r in table.itertuples()]
+    return [*headings, "diverged"], [[*row, cell] for row, cell in zip(rows, told, strict=True)]
+
+
+def _diverged_text(table: pd.DataFrame) -> str:
+    return " Seeds that diverged are in no mean; points that lack some are open." if table["diverged"].any() else ""
 
 
 def _is_share(score: Any) -> bool:
