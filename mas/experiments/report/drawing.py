@@ -118,7 +118,7 @@ def draw_traces(traces: pd.DataFrame, labels: Sequence[str], end: int) -> dict[s
 
 
 def draw_shares(traces: pd.DataFrame, labels: Sequence[str], end: int, view: str) -> Figure:
-    """Draw the layers' shares of the Fisher trace over the epochs, stacked, a panel for each run."""
+    """Draw the layers' shares of the Fisher trace over the epochs, stacked, a panel a run; dark: near the input."""
     of_view = fisher_traces(traces[traces["data"] == view])
     labels = [label for label in labels if (of_view["label"] == label).any()]  # as far as they are finished
     figure, panels = blank(5.2 * len(labels), 3.8, 1, len(labels))
@@ -126,11 +126,14 @@ def draw_shares(traces: pd.DataFrame, labels: Sequence[str], end: int, view: str
         own = of_view[(of_view["label"] == label) & (of_view["part"] != TOTAL)]
         own = own.assign(at=_in_epochs(own)).pivot_table(index="at", columns="part", values="mean", sort=False)
         shares = own.div(own.sum(axis=1), axis=0).sort_index()
-        axes.stackplot(shares.index, 100 * shares.T.to_numpy(), labels=list(shares.columns), alpha=0.85)
-        axes.axvline(end, color="0.2", linewidth=0.8, linestyle=":")
+        depth = mpl.colormaps["viridis"](np.linspace(0, 1, len(shares.columns)))
+        axes.stackplot(shares.index, 100 * shares.T.to_numpy(), labels=list(shares.columns), colors=depth)
+        axes.axvline(end, color="white", linestyle=":")
         axes.set(xlabel="epoch", ylabel="share of the Fisher trace, %", title=label, ylim=(0, 100))
         axes.margins(x=0)
-    np.atleast_1d(panels)[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), title="layer")
+    np.atleast_1d(panels)[-1].legend(
+        frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), title="layer", reverse=True
+    )
     return figure
 
 
