@@ -192,15 +192,18 @@ class DeficitPlugin(SupervisedPlugin[Any]):
         self.deficit, self.start, self.end, self.seed = deficit, start, end, seed
         self.epoch = 0
         """Epochs trained so far."""
+        self.active = start == 0
+        """Whether the epoch that is trained is impaired; after it, whether it was; before an experience, whether the
+        first will be."""
         self.generator = torch.Generator()
 
-    @property
-    def active(self) -> bool:
-        """Whether the epoch that is trained, or comes next, is impaired."""
-        return self.start <= self.epoch < self.end
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """See whether its first epoch is impaired."""
+        self.active = self.start <= self.epoch < self.end
 
     def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Begin the epoch's own draws."""
+        """See whether it is impaired, and begin its own draws."""
+        self.active = self.start <= self.epoch < self.end
         self.generator.manual_seed(self.seed + self.epoch)
 
     def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:

@@ -467,7 +467,7 @@ class TestOverAStream:
         values = {(row.data, row.experience, row.epoch): row.value for row in rows_of(probed)}
         for (data, experience, epoch), value in values.items():
             if data == "current":
-                lasts = experience == 0 and epoch < 2
+                lasts = experience == 0  # at the end of the last impaired epoch too: those data were trained on
                 assert value == values["impaired_train" if lasts else "train", experience, epoch]
 
     def test_epochs_may_differ_by_experience(self, load):
