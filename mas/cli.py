@@ -219,7 +219,8 @@ def _print(shown: "Shown") -> None:
     gap = " [" if console.width >= 100 else "\n["  # a narrow terminal breaks between mean and interval
     for row in shown.rows:
         table.add_row(*(cell.replace(" [", gap) for cell in row))
-    console.print(table)
+    if shown.rows:
+        console.print(table)
     for note in shown.notes:
         typer.echo(note)
 

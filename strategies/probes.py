@@ -74,7 +74,7 @@ class Schedule:
 class Row(NamedTuple):
     """What one probe gave at one time."""
 
-    experience: int  # that is trained, counted from 0
+    experience: int  # that is trained, counted from 0; in joint training, the last
     epoch: int  # of this experience that are done
     iteration: int  # the same
     probe: str
@@ -114,7 +114,8 @@ class ProbePlugin(SupervisedPlugin[Any]):
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Look at the network as the experience finds it."""
-        self.experience, self.epoch, self.iteration = strategy.clock.train_exp_counter, 0, 0
+        self.experience, self.epoch = strategy.clock.train_exp_counter + len(_trained(strategy)) - 1, 0
+        self.iteration = 0
         if self.schedule.every is not None:
             self._look(strategy)
 
@@ -137,8 +138,7 @@ class ProbePlugin(SupervisedPlugin[Any]):
             self._look(strategy)
 
     def _look(self, strategy: Any) -> None:
-        trained = getattr(strategy, "_experiences", None) or [strategy.experience]  # joint training has several
-        data = data_of_all(self.data, trained)
+        data = data_of_all(self.data, _trained(strategy))
         forward = forward_for(data, task_of(strategy.experience))
         with measuring(strategy.model):
             generator = torch.Generator().manual_seed(0)
@@ -150,6 +150,11 @@ class ProbePlugin(SupervisedPlugin[Any]):
                     Row(self.experience, self.epoch, self.iteration, name, part, float(value))
                     for part, value in parts.items()
                 ]
+
+
+def _trained(strategy: Any) -> Sequence[Any]:
+    """Give the experience that is trained, or all of joint training."""
+    return getattr(strategy, "_experiences", None) or [strategy.experience]
 
 
 def accuracy(model: nn.Module, batches: Sequence[Batch], forward: Forward) -> float:

@@ -27,11 +27,15 @@ def data_of(data: Data, experience: Any) -> Any:
 
 
 def data_of_all(data: Data, experiences: Sequence[Any]) -> Any:
-    """Give the data set that ``data`` means for several experiences, trained as one."""
-    if not isinstance(data, str) and hasattr(data, "__getitem__"):
-        return data
+    """Give the data set that ``data`` means for several experiences, trained as one.
+
+    Raises:
+        ValueError: the experiences are of several tasks, and the data do not say of which each sample is.
+    """
     first, *others = (data_of(data, experience) for experience in experiences)
-    if not others:
+    if not _is_avalanche(first) and len({task_of(experience) for experience in experiences}) > 1:
+        raise ValueError("data of several tasks need their task labels; give data sets of Avalanche's")
+    if not others or first is others[0]:
         return first
     return first.concat(concat_datasets(others)) if _is_avalanche(first) else ConcatDataset([first, *others])
 

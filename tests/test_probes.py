@@ -216,6 +216,17 @@ def test_joint_training_is_looked_at_on_all_that_it_learns(data, view):
     assert len(seen) == 2
     every = torch.cat([images_of(e.dataset)[0] for e in getattr(stream, view)])
     assert all(torch.equal(x, every) for x in seen)
+    assert {row.experience for row in strategy.plugins[-1].rows} == {4}
+
+
+def test_data_of_joint_tasks_need_their_labels():
+    stream = split("digits", 5, "task")
+    model = model_for(stream, {"name": "mlp", "hidden": [8], "head": "shared"}, seed=0)
+    strategy = make_strategy(Joint, model, TRAINING | {"epochs": 1}, 0)
+    plain = ProbePlugin({"accuracy": PROBES["accuracy"]}, lambda e: TensorDataset(*images_of(e.dataset)))
+    strategy.plugins.append(plain)
+    with pytest.raises(ValueError, match="data of several tasks need their task labels"):
+        strategy.train(stream.train_stream)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pandas as pd
 
 from mas.experiments.config import Forgetting, resolved
 from mas.experiments.errors import UserError
-from mas.experiments.report.pages import percent
+from mas.experiments.report.pages import number, percent
 from mas.experiments.results import Results, read_folder
 from mas.experiments.summary import compare_runs
 
@@ -47,7 +47,14 @@ def compare_folders(first: Path, second: Path) -> Comparison:
 def comparison_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Give headings and rows of the table that people read."""
     rows = [
-        [r.strategy, r.score, percent(r.difference, r.ci_low, r.ci_high), str(r.n), f"{r.p:.2g}", f"{r.p_holm:.2g}"]
+        [
+            r.strategy,
+            r.score,
+            percent(r.difference, r.ci_low, r.ci_high),
+            str(r.n),
+            number(r.p, form=".2g"),
+            number(r.p_holm, form=".2g"),
+        ]
         for r in comparison.table.itertuples()
     ]
     return HEADINGS, rows

@@ -19,6 +19,18 @@ Epoch = Annotated[int, Field(ge=0)]
 View = Literal["train", "test", "impaired_train", "impaired_test", "current"]
 
 
+def _each_once(seeds: list[int]) -> list[int]:
+    if min(seeds, default=0) < 0 or len(set(seeds)) < len(seeds):
+        raise ValueError("whole numbers of at least 0, each once")
+    return seeds
+
+
+def _each_view_once(views: list[str]) -> list[str]:
+    if len(set(views)) < len(views):
+        raise ValueError("each once")
+    return views
+
+
 class StrategyOptions(Options):
     """What every strategy may be told: a label, for the same strategy with other settings."""
 
@@ -60,7 +72,9 @@ class ProbeOptions(Options):
     """What every probe may be told: on which data it looks, and when."""
 
     label: Label | None = None
-    data: Annotated[list[View], Field(min_length=1)] = Field(default=["train"])  # current: as it is trained on
+    data: Annotated[list[View], Field(min_length=1), AfterValidator(_each_view_once)] = Field(
+        default=["train"]
+    )  # current: as it is trained on
     every: Count | Literal["end"] = 1
     unit: Literal["epochs", "iterations"] = "epochs"
     spacing: Literal["even", "log"] = "even"  # log: `every` looks for each factor of ten
@@ -69,12 +83,6 @@ class ProbeOptions(Options):
     def title(self) -> str:
         """Give the label, or else the name."""
         return self.label or self.name  # type: ignore[attr-defined]
-
-
-def _each_once(seeds: list[int]) -> list[int]:
-    if min(seeds, default=0) < 0 or len(set(seeds)) < len(seeds):
-        raise ValueError("whole numbers of at least 0, each once")
-    return seeds
 
 
 Seeds = Annotated[list[int], Field(min_length=1), AfterValidator(_each_once)]

@@ -19,9 +19,9 @@ SCORES = {
     "impaired_accuracy": "accuracy on impaired test data at the end",
     "forgetting": "how far that fell since the end of the deficit",
     "intransigence": "how far accuracy is below that of a network trained on clear data alone, as many clear epochs",
-    "trace_peak": "greatest Fisher trace, on the data then trained on, over all epochs",
+    "trace_peak": "greatest Fisher trace in training, on the data trained on",
     "trace_final": "Fisher trace at the end",
-    "share_shift": "Jensen–Shannon shift of the layers' shares of the trace, from the first clear epoch to the last",
+    "share_shift": "Jensen–Shannon shift of the layers' shares of the trace, from the end of the deficit to the end",
 }
 SCORE_COLUMNS = [
     "strategy",
@@ -119,7 +119,8 @@ def _scores(record: Record, reference: dict[int, float]) -> dict[str, float]:
         scores["intransigence"] = reference[record["seed"]] - final[1]
     traces = layer_traces(record, "train")
     if traces:
-        totals = [sum(layers.values()) for layers in traces.values()]
-        scores |= {"trace_peak": max(totals), "trace_final": totals[-1]}
+        totals = {at: sum(layers.values()) for at, layers in traces.items()}
+        ends = [total for (_, _, iteration), total in totals.items() if iteration]  # before, no data are
+        scores |= {"trace_peak": max(ends), "trace_final": ends[-1]}
         scores["share_shift"] = shift(traces, (1, 0))
     return scores

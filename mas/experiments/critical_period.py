@@ -19,9 +19,10 @@ from mas.experiments.statistics import holm, mean_and_interval, paired_p
 from mas.experiments.training import is_constant
 
 Record = dict[str, Any]
+CLEAR, CONTROL = "clear", "control"  # with these begin the labels of runs without deficit, and of no others
 CURVE_COLUMNS = [
     *("curve", "deficit", "epoch", "run", "reference", "accuracy", "ci_low", "ci_high", "n", "diverged"),
-    *("train_accuracy", "loss", "loss_ci_low", "loss_ci_high", "p", "p_holm"),
+    *("train_accuracy", "loss", "loss_ci_low", "loss_ci_high", "loss_n", "p", "p_holm"),
 ]
 CONTROL_COLUMNS = [
     "deficit",
@@ -32,6 +33,7 @@ CONTROL_COLUMNS = [
     "left",
     "left_ci_low",
     "left_ci_high",
+    "n",
     "p",
     "p_holm",
 ]
@@ -60,7 +62,7 @@ class Run:
         """A name by which results are told apart."""
         if self.deficit:
             return f"{self.deficit}_{self.start}-{self.end}_of_{self.epochs}"
-        return f"control_{self.first_epoch}_of_{self.epochs}" if self.first_epoch else f"clear_{self.epochs}"
+        return f"{CONTROL}_{self.first_epoch}_of_{self.epochs}" if self.first_epoch else f"{CLEAR}_{self.epochs}"
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,9 @@ def curves(config: CriticalPeriod, records: Sequence[Record]) -> pd.DataFrame:
     """Give every point of every curve: columns `CURVE_COLUMNS`.
 
     ``accuracy`` is on clear test data at the end, ``loss`` how far it is below that of the reference,
-    paired by seed, with 95 % intervals; ``p`` of the paired t-test, ``p_holm`` adjusted for the points of
-    the curve. ``train_accuracy`` is on clear training data. Seeds that ``diverged`` are in no mean.
+    paired by seed, with 95 % intervals, of ``loss_n`` seeds; ``p`` of the paired t-test, ``p_holm``
+    adjusted for the points of the curve. ``train_accuracy`` is on clear training data. Seeds that
+    ``diverged`` are in no mean.
     """
     lost_seeds = diverged(records)
     test, train = _accuracies(records), _train_accuracies(records)
@@ -144,7 +147,7 @@ def curves(config: CriticalPeriod, records: Sequence[Record]) -> pd.DataFrame:
                 *mean_and_interval(list(own.values())),
                 lost_seeds[point.run.label],
                 mean_and_interval(list(train.get(point.run.label, {}).values())).mean,
-                *mean_and_interval([] if same else lost)[:3],
+                *mean_and_interval([] if same else lost),
                 np.nan if same else paired_p(lost),
             )
         )
@@ -173,7 +176,7 @@ def explained(config: CriticalPeriod, records: Sequence[Record]) -> pd.DataFrame
         left = [control[s] - own[s] for s in seeds]
         certain = mean_and_interval([clear[s] - own[s] for s in seeds]).ci_low > 0
         share = matched / loss if certain else np.nan
-        rows.append((point.deficit, point.epoch, loss, matched, share, *mean_and_interval(left)[:3], paired_p(left)))
+        rows.append((point.deficit, point.epoch, loss, matched, share, *mean_and_interval(left), paired_p(left)))
     table = pd.DataFrame(rows, columns=CONTROL_COLUMNS[:-1])
     return table.assign(p_holm=table.groupby("deficit", sort=False)["p"].transform(holm).astype(float))
 

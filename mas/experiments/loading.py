@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from mas.experiments.config import (
     Window,
 )
 from mas.experiments.consolidated_deficit import variant_labels
+from mas.experiments.critical_period import CLEAR, CONTROL
 from mas.experiments.errors import UserError
 from mas.experiments.models import model_for
 from mas.experiments.options import Options
@@ -121,9 +123,14 @@ def _check_parts(config: Any, source: Source) -> None:
         raise UserError(f"{source.where(('selectivity',))}: deficits side by side need removal: [...]; add it")
     titles = [deficit.title() for deficit in config.selectivity]
     _check_titles(("selectivity",), titles, source)
-    if config.deficit.title() in titles:
-        where = source.where(("selectivity", titles.index(config.deficit.title())))
-        raise UserError(f"{where}: found {config.deficit.title()!r}, which is the deficit; add a label of its own")
+    folded, own = [title.casefold() for title in titles], config.deficit.title()
+    if own.casefold() in folded:
+        where = source.where(("selectivity", folded.index(own.casefold())))
+        raise UserError(f"{where}: found {own!r}, which is the deficit; add a label of its own")
+    for key, title in ((("deficit",), own), *((("selectivity", i), title) for i, title in enumerate(titles))):
+        if title.casefold().startswith((CLEAR, CONTROL)):
+            where = source.where((*key, "label"))
+            raise UserError(f"{where}: found {title!r}; allowed: one that does not begin with {CLEAR} or {CONTROL}")
 
 
 def _check_variants(config: Any, source: Source) -> None:
@@ -200,6 +207,7 @@ def _try(config: Experiment, source: Source) -> None:
     with _said_at(source, ("model",)):
         model = model_for(benchmark, config.model.model_dump(), seed=0)
     _try_training(config, benchmark, source)
+    _try_least_batch(config, benchmark, model, source)
     _try_strategies(strategies, model, config.training.model_dump() | {"device": "cpu"}, source)
     _try_deficits(config, benchmark, source)
     _try_probes(config, benchmark, model, source)
@@ -220,6 +228,24 @@ def _try_training(config: Experiment, benchmark: Any, source: Source) -> None:
     if isinstance(config, Forgetting) and deficit is not None:
         with _said_at(source, ("deficit",)):
             DeficitPlugin(lambda x, y, generator: (x, y), deficit.start, deficit.end, epochs=total)
+
+
+def _try_least_batch(config: Experiment, benchmark: Any, model: Any, source: Source) -> None:
+    """Where a last batch would be of a single image, see that the model can be trained on it: BatchNorm cannot."""
+    size = config.training.batch_size
+    alone = next((e for e in benchmark.train_stream if len(e.dataset) % size == 1), None)
+    if alone is None:
+        return
+    one = deepcopy(model).train()
+    avalanche_model_adaptation(one, alone)
+    try:
+        by_task_labels(one, alone.dataset.eval().batch([0]))
+    except ValueError:
+        where, number = source.where(("training", "batch_size")), len(alone.dataset)
+        raise UserError(
+            f"{where}: found {size}, which leaves a last batch of 1 of {number} images, too few for BatchNorm; "
+            "choose another"
+        ) from None
 
 
 def _try_strategies(strategies: Sequence[Any], model: Any, training: dict[str, Any], source: Source) -> None:
@@ -362,6 +388,8 @@ def _plainly(name: str | int, item: Any) -> str:
         return _WANTED["select"]
     if name in _SECTIONS and item["type"] in _NOT_A_MAP:
         return f"a map with {', '.join(_SECTIONS[str(name)].model_fields)}"
+    if name in _REGISTRIES and item["type"] in _NOT_A_MAP:
+        return f"a map, such as {{{_REGISTRIES[str(name)][1]}: ...}}"
     return _SAID_PLAINLY.get(item["type"], item["msg"].removeprefix("Input should be ").removeprefix("Value error, "))
 
 
@@ -398,12 +426,14 @@ def _known_keys(key: Key, data: Any) -> list[str]:
         models = SCHEDULED_DEFICIT_MODELS
     if place == ("benchmark", "deficit"):
         models = STREAM_DEFICIT_MODELS
+    document = data
     for part in key:
         data = data[part]
     if place[-1] == "strategies" and len(key) > 2:
         continually = key[-1] == "lam" and data.get("select") == "continual"
         return list((Continual if continually else Grid).model_fields)
-    return list(models[data.get(tag, next(iter(models)))].model_fields)
+    other = place == ("benchmark",) and document["experiment"] != "forgetting"
+    return list(models[data.get(tag, "whole" if other else next(iter(models)))].model_fields)
 
 
 def _registry(key: Key) -> tuple[dict[str, type[Options]], str]:

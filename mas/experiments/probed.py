@@ -110,8 +110,9 @@ def trace_table(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def fisher_traces(traces: pd.DataFrame) -> pd.DataFrame:
-    """Give the rows of `trace_table` that are Fisher traces."""
-    return traces[traces["probe"].str.startswith(FISHER)]
+    """Give the rows of `trace_table` that are Fisher traces; of several such probes, the first's."""
+    found = traces[traces["probe"].str.startswith(FISHER)]
+    return found[found["probe"] == found["probe"].iloc[0]] if len(found) else found
 
 
 def layer_traces(record: Record, data: str) -> Traces:

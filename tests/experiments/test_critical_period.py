@@ -20,7 +20,7 @@ from mas.experiments.consolidated_deficit import scores_of
 from mas.experiments.critical_period import curves, explained, needs_control, runs
 from mas.experiments.errors import UserError
 from mas.experiments.loading import load_config
-from mas.experiments.probed import TOTAL, deficit_plugin, probes_table, rows_of, shift, trace_table
+from mas.experiments.probed import TOTAL, deficit_plugin, fisher_traces, probes_table, rows_of, shift, trace_table
 from mas.experiments.report import write_report
 from mas.experiments.report.probed import stream_section
 from mas.experiments.results import read_folder
@@ -370,6 +370,53 @@ def test_law_11_seeds_that_diverged_are_counted_in_the_table(load, tmp_path, dat
     assert "points that lack some are open" in (folder / "report.html").read_text()
 
 
+@pytest.mark.parametrize("strategies", [[{"name": "naive"}], [{"name": "naive"}, {"name": "mas", "lam": 0.0}]])
+def test_protection_without_strengths_is_drawn_too(load, tmp_path, strategies):
+    config, folder = load(CONSOLIDATED | {"strategies": strategies, "seeds": 1}), tmp_path / "run"
+    shown = write_report(Store(folder), config, run_experiment(config, folder, workers=1).results)
+    assert len(shown.rows) == 2 * len(strategies)
+    assert (folder / "figures" / "strengths.png").is_file()
+
+
+def test_a_reference_that_diverged_is_said(load, tmp_path):
+    config, folder = load(CRITICAL, "trace=null"), tmp_path / "run"
+    results = run_experiment(config, folder, workers=1).results
+    accuracy = {(r["label"], r["seed"]): r["accuracy"][-1][-1] for r in results.records}
+    for r in results.records:
+        if r["label"] == "clear_2" and r["seed"] == 1:
+            r |= {"status": "diverged", "reason": "loss is nan", "probes": []}
+    table = curves(config, results.records).set_index(["curve", "deficit", "epoch"])
+    row = table.loc[("removal", "blur", 3)]
+    assert (row.n, row.diverged, row.loss_n) == (2, 0, 1)
+    assert row.loss == pytest.approx(accuracy["clear_2", 0] - accuracy["blur_0-3_of_5", 0])
+    shown = write_report(Store(folder), config, results)
+    assert next(r for r in shown.rows if r[:3] == ["removal", "blur", "3"])[5].endswith("(1 of 2 seeds)")
+
+
+def test_the_peak_is_of_data_that_were_trained_on(load):
+    config = load(CONSOLIDATED, "seeds=1")
+    records = [run_cell(cell) | {"label": cell.label, "seed": 0} for cell in expand(config)]
+    table = scores_of(config, records).set_index(["strategy", "strength", "length", "score"])["mean"]
+    seen = [row for row in rows_of(next(r for r in records if r["label"] == "ewc-5_2")) if row.data == "train"]
+    totals = {}
+    for row in seen:
+        totals[row.experience, row.epoch] = totals.get((row.experience, row.epoch), 0.0) + row.value
+    trained = [totals[at] for at in ((0, 1), (0, 2), (1, 1), (1, 2))]
+    assert table["ewc", 5.0, 2, "trace_peak"] == pytest.approx(max(trained))
+    assert table["ewc", 5.0, 2, "trace_final"] == pytest.approx(totals[1, 2])
+
+
+def test_of_several_fisher_traces_the_first_is_told():
+    rows = [
+        ("clear_2", probe, "train", TOTAL, 0, epoch, epoch, value)
+        for probe, values in (("fisher_trace", (1.0, 5.0, 2.0)), ("fisher_trace_sampled", (1.0, 9.0, 8.0)))
+        for epoch, value in enumerate(values)
+    ]
+    columns = ["label", "probe", "data", "part", "experience", "epoch", "iteration", "mean"]
+    assert list(fisher_traces(pd.DataFrame(rows, columns=columns))["mean"]) == [1.0, 5.0, 2.0]
+    assert fisher_traces(pd.DataFrame(columns=columns)).empty
+
+
 def test_looking_at_the_end_alone_gives_no_shift(load, tmp_path):
     config = load(CONSOLIDATED, "probes=[{name: fisher_trace, every: end}]", "seeds=1", "lengths=[1]")
     results = run_experiment(config, tmp_path / "run", workers=1).results
@@ -507,6 +554,17 @@ MISTAKES = [
     (CRITICAL, ["training.epochs=[1, 2]"], "training.epochs: found a list; allowed: a number"),
     (CRITICAL, ["training.schedule={name: cosine, epochs: 4}"], "epochs is 4, and there are more to train"),
     (CRITICAL, ["training.schedule={name: cosin}"], "found 'cosin', did you mean 'cosine'?; allowed: exponential"),
+    (CRITICAL, ["training.batch_size=59"], "found 59, which leaves a last batch of 1 of 60 images, too few for BatchN"),
+    (CRITICAL, ["deficit.label=clear"], "deficit.label: found 'clear'; allowed: one that does not begin with clear or"),
+    (CRITICAL, ["selectivity.0.label=Control-2"], "selectivity[0].label: found 'Control-2'; allowed: one that does"),
+    (CRITICAL, ["selectivity.0.label=Blur"], "found 'blur', which is the deficit; add a label"),
+    (
+        CRITICAL,
+        ["trace.probes=[{name: loss, data: [train, train]}]"],
+        "probes[0].data: found ['train', 'train']; allow",
+    ),
+    (CRITICAL, ["benchmark.tran=3"], "benchmark.tran: unknown key, did you mean 'train'?; allowed: stream, dataset, "),
+    (CRITICAL, ["benchmark=3"], "benchmark: found 3; allowed: a map, such as {stream: ...}"),
     (CRITICAL, ["control=none"], "control: found 'none'; allowed: lr_matched"),
     (CRITICAL, ["benchmark.stream=split"], "benchmark"),
     (CRITICAL, ["experiment=critical"], "found 'critical', did you mean 'critical_period'?; allowed: forgetting, "),

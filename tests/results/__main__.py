@@ -33,7 +33,8 @@ def _keep(run: Path) -> None:
     results, critical_periods = PAGES
     probed = config["experiment"] != "forgetting" or config.get("probes")
     here = (critical_periods if probed else results) / run.name
-    here.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(here, ignore_errors=True)  # what a run no longer has goes
+    here.mkdir(parents=True)
     files = [*run.glob("*.csv"), run / "config.yaml", run / "environment.json"]
     for file in files:
         if file.name not in NOT_KEPT:

@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from mas.experiments.critical_period import CLEAR
 from mas.experiments.probed import TOTAL, fisher_traces
 
 _MOST_PANELS = 6
 _UNITS = {"fisher_trace": "nats / weight²", "information": "nats", "loss": "nats", "trainability": "nats"}
+_OPEN = {"linestyle": "", "markerfacecolor": "white", "zorder": 3, "label": None}
 
 
 def blank(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
@@ -84,7 +86,7 @@ def draw_window(curves: pd.DataFrame, traces: pd.DataFrame, length: int) -> Figu
         ylabel="loss of test accuracy, points",
         title="Sensitivity to the deficit",
     )
-    clear = fisher_traces(traces[traces["label"].str.startswith("clear_") & (traces["part"] == TOTAL)])
+    clear = fisher_traces(traces[traces["label"].str.startswith(CLEAR) & (traces["part"] == TOTAL)])
     clear = clear[clear["data"] == "train"]
     if len(clear):
         right = axes.twinx()
@@ -104,8 +106,7 @@ def draw_traces(traces: pd.DataFrame, labels: Sequence[str], end: int) -> dict[s
         for axes, part in zip(np.atleast_1d(panels), parts, strict=True):
             of_part = of_probe[of_probe["part"] == part]
             for i, ((label, view), line) in enumerate(of_part.groupby(["label", "data"], sort=False)):
-                name = "without" if label.startswith("clear_") else "with deficit"
-                style = "--" if label.startswith("clear_") else "-"
+                name, style = ("without", "--") if label.startswith(CLEAR) else ("with deficit", "-")
                 _line(axes, _in_epochs(line), line, _colour(i), label=f"{name}, on {view}", linestyle=style)
             axes.axvline(end, color="0.6", linewidth=0.8, linestyle=":")
             axes.set(xlabel="epoch", ylabel=_heading(probe, part))
@@ -139,29 +140,30 @@ def draw_shares(traces: pd.DataFrame, labels: Sequence[str], end: int, view: str
 
 def draw_strengths(scores: pd.DataFrame) -> Figure:
     """Draw accuracy against the strength of protection: a panel for each length of the deficit."""
-    own = scores[scores["score"] == "accuracy"]
+    own = scores[scores["score"] == "accuracy"].rename(columns={"mean": "accuracy"})
     lengths = list(dict.fromkeys(own["length"]))
     figure, panels = blank(4.6 * len(lengths), 4.0, 1, len(lengths))
     for axes, length in zip(np.atleast_1d(panels), lengths, strict=True):
-        here = own[own["length"] == length]
-        for i, (strategy, line) in enumerate(here.groupby("strategy", sort=False)):
+        for i, (strategy, line) in enumerate(own[own["length"] == length].groupby("strategy", sort=False)):
             if line["strength"].isna().all():
-                axes.axhline(100 * line["mean"].iloc[0], color=_colour(i), linestyle="--", label=strategy)
-                continue
-            _bars(
-                axes,
-                line["strength"],
-                line.rename(columns={"mean": "accuracy"}),
-                _colour(i),
-                marker="o",
-                label=strategy,
-            )
-        axes.set_xscale("symlog", linthresh=_least(own["strength"]))
-        axes.set_xlim(0 if (here["strength"] == 0).any() else _least(own["strength"]) / 2, 2 * own["strength"].max())
+                axes.axhline(100 * line["accuracy"].iloc[0], color=_colour(i), linestyle="--", label=strategy)
+            else:
+                _bars(axes, line["strength"], line, _colour(i), marker="o", label=strategy)
+        _scale_strengths(axes, own["strength"])
         axes.set(xlabel="strength λ", ylabel="test accuracy at the end, %", title=f"deficit of {length} epochs")
         axes.grid(alpha=0.3)
     np.atleast_1d(panels)[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def _scale_strengths(axes: Any, strengths: pd.Series) -> None:
+    """Scale the axis of the strengths by their logarithm, with a place for 0 if it is one of them."""
+    positive = strengths[strengths > 0]
+    if positive.empty:
+        axes.set_xticks([])
+        return
+    axes.set_xscale("symlog", linthresh=positive.min())
+    axes.set_xlim(0 if (strengths == 0).any() else positive.min() / 2, 2 * positive.max())
 
 
 def _parts(own: pd.DataFrame) -> tuple[list[str], str]:
@@ -191,7 +193,7 @@ def _bars(axes: Any, x: pd.Series, own: pd.DataFrame, colour: Any, **style: Any)
     low, high = own["accuracy"] - own["ci_low"], own["ci_high"] - own["accuracy"]
     axes.errorbar(x, 100 * own["accuracy"], 100 * np.vstack([low, high]).clip(min=0), capsize=3, color=colour, **style)
     some = own["diverged"] > 0
-    axes.plot(x[some], 100 * own["accuracy"][some], "o", color=colour, markerfacecolor="white", zorder=3)
+    axes.plot(x[some], 100 * own["accuracy"][some], **style | _OPEN, color=colour)
 
 
 def _finished(figure: Figure, axes: Any) -> Figure:
@@ -203,11 +205,6 @@ def _finished(figure: Figure, axes: Any) -> Figure:
             handles, labels = handles + more[0], labels + more[1]
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     return figure
-
-
-def _least(strengths: pd.Series) -> float:
-    positive = strengths[strengths > 0]
-    return float(positive.min()) if len(positive) else 1.0
 
 
 def _colour(number: int) -> Any:

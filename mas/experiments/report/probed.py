@@ -157,7 +157,8 @@ def _control_section(config: CriticalPeriod, control: pd.DataFrame) -> Section:
     rows = [
         [
             *(r.deficit, str(r.epoch), percent(r.loss), percent(r.control_loss), percent(r.explained)),
-            *(percent(r.left, r.left_ci_low, r.left_ci_high), _p(r.p_holm)),
+            percent(r.left, r.left_ci_low, r.left_ci_high) + _of_fewer(r.n, len(config.seed_list())),
+            _p(r.p_holm),
         ]
         for r in control.itertuples()
     ]
@@ -206,7 +207,9 @@ def _curve_rows(table: pd.DataFrame) -> tuple[list[str], Rows]:
     rows = [
         [
             *(r.curve, r.deficit or "–", str(r.epoch), percent(r.accuracy, r.ci_low, r.ci_high)),
-            *(percent(r.train_accuracy), percent(r.loss, r.loss_ci_low, r.loss_ci_high), _p(r.p_holm)),
+            percent(r.train_accuracy),
+            percent(r.loss, r.loss_ci_low, r.loss_ci_high) + _of_fewer(r.loss_n, r.n),
+            _p(r.p_holm),
         ]
         for r in table.itertuples()
     ]
@@ -221,7 +224,7 @@ def _score_rows(scores: pd.DataFrame) -> tuple[list[str], Rows]:
         cells = []
         for r in own.itertuples():
             text = (percent if _is_share(r.score) else number)(r.mean, r.ci_low, r.ci_high)
-            cells.append(text + ("*" if r.p_holm < 0.05 else ""))
+            cells.append(text + ("*" if r.p_holm < 0.05 else "") + _of_fewer(r.n, own["n"].max()))
         rows.append([str(strategy), "–" if pd.isna(strength) else f"{strength:g}", str(length), *cells])
     return _with_diverged(_SCORE_HEADINGS, rows, scores[scores["score"] == "accuracy"])
 
@@ -232,6 +235,11 @@ def _with_diverged(headings: list[str], rows: Rows, table: pd.DataFrame) -> tupl
         return headings, rows
     told = [f"{r.diverged} of {r.n + r.diverged}" if r.diverged else "" for r in table.itertuples()]
     return [*headings, "diverged"], [[*row, cell] for row, cell in zip(rows, told, strict=True)]
+
+
+def _of_fewer(n: int, expected: int) -> str:
+    """Say of how many seeds a number is, where it is of some but not all: a run it is held against diverged."""
+    return f" ({n} of {expected} seeds)" if 0 < n < expected else ""
 
 
 def _diverged_text(table: pd.DataFrame) -> str:
