@@ -396,6 +396,8 @@ def test_a_reference_that_diverged_is_said(load, tmp_path):
 def test_the_peak_is_of_data_that_were_trained_on(load):
     config = load(CONSOLIDATED, "seeds=1")
     records = [run_cell(cell) | {"label": cell.label, "seed": 0} for cell in expand(config)]
+    for r in records:  # clear data, before they are trained on
+        r["probes"] = [row._replace(value=1e9) if row[1:4] == (1, 0, 0) else row for row in rows_of(r)]
     table = scores_of(config, records).set_index(["strategy", "strength", "length", "score"])["mean"]
     seen = [row for row in rows_of(next(r for r in records if r["label"] == "ewc-5_2")) if row.data == "train"]
     totals = {}
