@@ -49,6 +49,7 @@ def draw_stream_traces(traces: pd.DataFrame) -> dict[str, bytes]:
             for i, (label, line) in enumerate(own[own["part"] == part].groupby("label", sort=False)):
                 _line(axes, line["x"], line, _colour(i), label=label)
             axes.set(ylabel=_heading(probe, part), xlabel="experiences trained")
+            axes.xaxis.get_major_locator().set_params(integer=True)
         np.atleast_1d(panels)[0].set_title(f"{probe}, measured on {view} data{left_out}")
         np.atleast_1d(panels)[0].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         figures[f"trace_{probe}_{view}"] = png(figure)
