@@ -74,7 +74,7 @@ def test_compare_says_what_differs(here):
     assert done.exit_code == 0
     assert done.output.splitlines()[:2] == ["seeds: 2 → [1]", "mas.lam: 0.1 → 100.0"]
     (naive,) = [line for line in done.output.splitlines() if "naive" in line and "ACC" in line]
-    assert [part.strip() for part in naive.strip("│").split("│")] == ["naive", "ACC", "0.0", "1", "nan", "nan"]
+    assert [part.strip() for part in naive.strip("│").split("│")] == ["naive", "ACC", "0.0", "1", "–", "–"]
 
 
 def test_compare_takes_the_first_from_the_second(here):
