@@ -120,7 +120,7 @@ def _scores(record: Record, reference: dict[int, float]) -> dict[str, float]:
     traces = layer_traces(record, "train")
     if traces:
         totals = {at: sum(layers.values()) for at, layers in traces.items()}
-        ends = [total for (_, _, iteration), total in totals.items() if iteration]  # before, no data are
-        scores |= {"trace_peak": max(ends), "trace_final": ends[-1]}
+        trained = [total for (_, _, iteration), total in totals.items() if iteration]  # 0: not yet on these data
+        scores |= {"trace_peak": max(trained), "trace_final": trained[-1]}
         scores["share_shift"] = shift(traces, (1, 0))
     return scores

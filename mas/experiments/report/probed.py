@@ -255,7 +255,7 @@ def _title(score: str) -> str:
 
 
 def _p(value: float) -> str:
-    return "–" if pd.isna(value) else f"{value:.2g}"
+    return number(value, form=".2g")
 
 
 def _raw_tables(records: Sequence[Record]) -> dict[str, pd.DataFrame]:
