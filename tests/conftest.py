@@ -3,6 +3,14 @@
 import pytest
 import torch
 
+from tests.data import REAL, mirror
+
+
+@pytest.fixture(scope="session")
+def real_data(tmp_path_factory):
+    """Return a folder of links to the real data sets: archives are unpacked there, not in the folder of the data."""
+    return mirror(REAL, tmp_path_factory.mktemp("real"))
+
 
 @pytest.fixture(autouse=True)
 def _seeded():

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from mas.benchmarks import DataError, digits, instances, load_dataset, permuted, rotated, sequence, split
 from mas.benchmarks.datasets import _load
-from tests.data import REAL, make_folder, real
+from tests.data import REAL, forbid_writing, make_folder, mirror, real
 
 
 def content(stream):
@@ -352,20 +352,26 @@ class TestImageFolder:
 @real
 class TestRealData:
     @pytest.fixture(autouse=True)
-    def _root(self, tmp_path_factory, monkeypatch):
-        monkeypatch.setenv("MAS_DATA", str(REAL))
+    def _root(self, real_data, tmp_path_factory, monkeypatch):
+        monkeypatch.setenv("MAS_DATA", str(real_data))
         monkeypatch.setenv("MAS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         _load.cache_clear()
         yield
         _load.cache_clear()
 
     @pytest.mark.parametrize(("name", "mean"), [("mnist", 0.1307), ("fashion_mnist", 0.2860)])
-    def test_idx_archives_in_a_folder_that_cannot_be_written(self, name, mean):
+    @pytest.mark.parametrize("writable", [True, False])
+    def test_idx_archives(self, name, mean, writable, tmp_path, monkeypatch):
+        root = mirror(REAL, tmp_path / "data", "*.gz")
+        monkeypatch.setenv("MAS_DATA", str(root if writable else forbid_writing(root)))
+        monkeypatch.setenv("MAS_CACHE", str(tmp_path / "cache"))
         train, test = load_dataset(name)
         assert (len(train), len(test)) == (60000, 10000)
         assert train.pixels.shape[1:] == (1, 28, 28)
         assert (train.pixels.float().mean() / 255).item() == pytest.approx(mean, abs=1e-4)
         assert test.labels.bincount().tolist()[0] == (980 if name == "mnist" else 1000)
+        unpacked = [path for path in root.rglob("*-ubyte")]
+        assert bool(unpacked) == writable
 
     @pytest.mark.slow
     def test_cifar10_as_jpeg(self):
@@ -374,10 +380,10 @@ class TestRealData:
         assert (train.pixels[:5000].float().mean() / 255).item() == pytest.approx(0.55, abs=0.03)  # aeroplanes: sky
 
     def test_a_truncated_archive_is_one_clear_line(self, tmp_path, monkeypatch):
-        shutil.copytree(REAL / "MNIST", tmp_path / "MNIST")
-        file = tmp_path / "MNIST/raw/train-images-idx3-ubyte.gz"
-        file.chmod(0o644)
-        file.write_bytes(file.read_bytes()[:1000])
+        file = mirror(REAL, tmp_path, "*.gz") / "MNIST/raw/train-images-idx3-ubyte.gz"
+        start = file.read_bytes()[:1000]
+        file.unlink()  # it is a link to the whole archive
+        file.write_bytes(start)
         monkeypatch.setenv("MAS_DATA", str(tmp_path))
         monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["file:///nowhere/"])
         with pytest.raises(DataError, match=r"MNIST: not found or not whole in .*, and downloading it failed") as error:

@@ -9,7 +9,7 @@ import yaml
 from mas.experiments.cells import every_cell
 from mas.experiments.loading import load_config
 from mas.experiments.run import run_experiment
-from tests.data import REAL, make_folder, real
+from tests.data import make_folder, real
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("configs/*.yaml"))
 OF_OTHERS = ("mas_sequence.yaml", "mas_pairs.yaml")  # their data must be downloaded
@@ -22,10 +22,10 @@ def test_every_config_can_be_read(path):
 
 @real
 @pytest.mark.parametrize("path", [path for path in CONFIGS if path.name not in OF_OTHERS], ids=lambda path: path.name)
-def test_configs_fit_their_data(path, monkeypatch, tmp_path_factory):
+def test_configs_fit_their_data(path, real_data, monkeypatch, tmp_path_factory):
     if path.name == "split_tiny_imagenet.yaml":
         pytest.skip("unpacking its images takes a minute")
-    monkeypatch.setenv("MAS_DATA", str(REAL))
+    monkeypatch.setenv("MAS_DATA", str(real_data))
     monkeypatch.setenv("MAS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     load_config(path)
 
