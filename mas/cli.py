@@ -11,7 +11,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mas.experiments.report import Shown
+    from mas.experiments.report.sections import Headline
+    from mas.experiments.runner import Progress
 
 app = typer.Typer(
     help="Continual learning with memory-aware synapses: run experiments, compare who forgets what.",
@@ -54,21 +55,17 @@ def run(
     Cells (one strategy, one seed) that are finished are not run again.
     """
     with _user_errors():
-        from mas.experiments.cells import every_cell
-        from mas.experiments.loading import load_config
-        from mas.experiments.report import write_report
-        from mas.experiments.run import run_experiment
-        from mas.experiments.store import Store
+        from mas import experiments
 
-        experiment, folder = load_config(config, changes or [], data), output or Path("runs") / config.stem
-        with _progress(Store(folder), every_cell(experiment)) as announce:
-            outcome = run_experiment(experiment, folder, workers, announce)
-        for line in outcome.failed:
+        folder = output or Path("runs") / config.stem
+        with _progress() as show:
+            done = experiments.run(config, changes or [], output=folder, workers=workers, data=data, progress=show)
+        for line in done.failed:
             typer.echo(f"error: {line}", err=True)
-        if outcome.results.records:
-            _print(write_report(Store(folder), experiment, outcome.results))
+        if done.outcomes.records:
+            _print(done.headline())
             typer.echo(f"report: {folder / 'report.html'}")
-        if outcome.failed:
+        if done.failed:
             raise typer.Exit(1)
 
 
@@ -76,15 +73,12 @@ def run(
 def check(config: ConfigFile, changes: Changes = None, data: Data = None) -> None:
     """Validate a config and print its cells, without running them."""
     with _user_errors():
-        from mas.experiments.cells import every_cell
-        from mas.experiments.loading import load_config
+        from mas.experiments.config.load import load_config
+        from mas.experiments.plan import Plan
 
-        cells = every_cell(load_config(config, changes or [], data))
+        cells = Plan(load_config(config, changes or [], data)).every_cell()
         for cell in cells:
-            deficit = cell.settings.get("deficit", {})
-            told = cell.settings["strategy"] | {key: deficit[key] for key in deficit if key != "name"}
-            options = ", ".join(f"{key}={value}" for key, value in told.items() if value is not None)
-            typer.echo(f"{cell.id}: {options}")
+            typer.echo(f"{cell.id}: {cell.settings.told()}")
         typer.echo(f"{config} is valid: {len(cells)} cells")
 
 
@@ -94,12 +88,9 @@ def report(
 ) -> None:
     """Make the tables, figures and the report of a run anew from its cells."""
     with _user_errors():
-        from mas.experiments.report import write_report
-        from mas.experiments.results import read_folder
-        from mas.experiments.store import Store
+        from mas import experiments
 
-        config, results = read_folder(folder)
-        _print(write_report(Store(folder), config, results))
+        _print(experiments.load(folder).report())
         typer.echo(f"report: {folder / 'report.html'}")
 
 
@@ -112,16 +103,16 @@ def compare(
     with _user_errors():
         from rich.table import Table
 
-        from mas.experiments.compare import compare_folders, comparison_rows
+        from mas.experiments.compare import compare_folders
 
         comparison = compare_folders(first, second)
         for line in comparison.notes:
             typer.echo(line)
         table = Table(title=f"{second} − {first}, percent [95 % interval over seeds]", title_justify="left")
-        headings, rows = comparison_rows(comparison)
-        for heading in headings:
+        shown = comparison.shown()
+        for heading in shown.headings:
             table.add_column(heading, justify="left" if heading == "strategy" else "right")
-        for row in rows:
+        for row in shown.rows:
             table.add_row(*row)
         _console().print(table)
 
@@ -131,7 +122,7 @@ def list_names() -> None:
     """List strategies, data sets, streams, models, deficits and probes, each with a line of explanation."""
     with _user_errors():
         from mas.benchmarks import DATASETS, DEFICITS, STREAMS
-        from mas.experiments.models import MODELS
+        from mas.experiments.networks import MODELS
         from mas.experiments.options import describe
         from mas.strategies import PROBES, STRATEGIES
 
@@ -171,15 +162,13 @@ def _user_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _progress(store: Any, cells: list[Any]) -> Iterator[Any]:
+def _progress() -> Iterator["Progress"]:
     """Show cells as they end: a bar with the time left on a terminal, else a line each."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    total, kept = len(cells), sum(store.finished(cell) is not None for cell in cells)
-    if kept:
-        typer.echo(f"{kept} of {total} cells are finished already in {store.folder} and are kept")
-    count = kept
+    from mas.experiments.runner import CellEnded, Started
+
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -189,37 +178,35 @@ def _progress(store: Any, cells: list[Any]) -> Iterator[Any]:
         console=Console(),
         disable=not sys.stdout.isatty(),
     )
-    task = bar.add_task("cells", total=total, completed=kept)
+    task = bar.add_task("cells", total=None)
 
-    def announce(cell: Any, result: dict[str, Any]) -> None:
-        nonlocal count
-        count += 1
+    def show(event: Started | CellEnded) -> None:
+        if isinstance(event, Started):
+            bar.update(task, total=event.total, completed=event.kept)
+            if event.kept:
+                typer.echo(f"{event.kept} of {event.total} cells are finished already in {event.folder} and are kept")
+            return
         bar.update(task, advance=1)
-        seconds = f", {result['seconds']:.1f} s" if "seconds" in result else ""
-        reason = f" ({result['reason']})" if result.get("reason") else ""
-        if not sys.stdout.isatty() or result["status"] != "finished":
-            bar.console.print(
-                f"{count}/{total} {cell.id}: {result['status']}{reason}{seconds}",
-                highlight=False,
-                soft_wrap=True,
-                markup=False,
-            )
+        if not sys.stdout.isatty() or event.status != "finished":
+            done, total = bar.tasks[0].completed, bar.tasks[0].total or 0
+            line = f"{done:.0f}/{total:.0f} {event}"
+            bar.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     with bar:
-        yield announce
+        yield show
 
 
-def _print(shown: "Shown") -> None:
+def _print(shown: "Headline") -> None:
     from rich.table import Table
 
     table = Table(title=shown.title, title_justify="left")
-    for number, heading in enumerate(shown.headings):
+    for number, heading in enumerate(shown.table.headings):
         table.add_column(heading, justify="right" if number else "left")
     console = _console()
     gap = " [" if console.width >= 100 else "\n["  # a narrow terminal breaks between mean and interval
-    for row in shown.rows:
+    for row in shown.table.rows:
         table.add_row(*(cell.replace(" [", gap) for cell in row))
-    if shown.rows:
+    if shown.table.rows:
         console.print(table)
     for note in shown.notes:
         typer.echo(note)

@@ -1,13 +1,42 @@
 """Experiments: YAML in, results and report out.
 
-Read in the order of the data flow: `config` validates a file into typed models, `cells` expands it
-to independent runs (`selection`: which settings are tried first), `cell` trains one, `store` keeps
-it, `results` reads all back, `summary` derives scores and comparisons, `report` draws. `run` ties
-them together. `critical_period` and `consolidated_deficit` say which networks those experiments
-train and what their numbers mean; `probed` keeps what probes see.
+>>> import mas
+>>> run = mas.experiments.run("configs/split_digits.yaml", {"seeds": 2}, output="runs/small")  # doctest: +SKIP
+>>> run.summary, run.figure("accuracy_over_stream")  # doctest: +SKIP
+
+A config's way: `config.load` validates a file into a typed config; the kind of experiment (`kinds`) plans
+its runs, and `plan` makes cells of them; `training` trains one cell, and `store` keeps its record;
+the kind makes tables of all records, and `report` writes them. `runner` ties these together.
 """
 
 import warnings
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mas.experiments.api import Run as Run
+    from mas.experiments.api import load as load
+    from mas.experiments.api import run as run
+    from mas.experiments.errors import UserError as UserError
+    from mas.experiments.runner import CellEnded as CellEnded
+    from mas.experiments.runner import Started as Started
+
+_HOME = {
+    "run": "mas.experiments.api",
+    "load": "mas.experiments.api",
+    "Run": "mas.experiments.api",
+    "Started": "mas.experiments.runner",
+    "CellEnded": "mas.experiments.runner",
+    "UserError": "mas.experiments.errors",
+}
+
+__all__ = [*_HOME]  # noqa: PLE0604 - the table above is the single list of names
 
 # Avalanche imports a solver package that warns, in every process, of solvers nothing here uses.
 warnings.filterwarnings("ignore", message="no QP solver found", module="qpsolvers")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'mas.experiments' has no attribute {name!r}")

@@ -1,176 +1,112 @@
-"""Train one cell: build benchmark, model and strategy from plain settings and fill R[t, i]."""
+"""A cell: one independent run, and all there is to know to train it."""
 
-import math
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
-import torch
-from avalanche.training.plugins import SupervisedPlugin
-from torch import Tensor
+from pydantic import Field
 
-from mas.benchmarks import STREAMS
-from mas.benchmarks.images import keep_on_device
-from mas.experiments.cells import Cell
-from mas.experiments.errors import BLOW_UPS, DivergedError
-from mas.experiments.models import model_for
-from mas.experiments.probed import Seen, deficit_plugin, probe_plugins
-from mas.experiments.seeds import stream_seed
-from mas.experiments.selection import at_start, continual_option, penalty_of, tune
-from mas.experiments.training import epochs_of, make_strategy
-from mas.measuring import measuring
-from mas.strategies import STRATEGIES, ImportancePlugin, Joint, ProbePlugin
+from mas.experiments.config.schema import (
+    AnyModel,
+    AnyProbe,
+    AnyScheduledDeficit,
+    AnyStrategy,
+    AnyStream,
+    Experiment,
+    ProbeOptions,
+    Training,
+)
+from mas.experiments.options import Options
 
 
-def run_cell(cell: Cell) -> dict[str, Any]:
-    """Train and test one cell.
+class CellTraining(Training):
+    """How a cell is trained."""
 
-    Returns:
-        Plain data: ``status`` ("finished" or "diverged") with a ``reason``, ``untrained`` (T
-        accuracies), ``accuracy`` (T rows of T accuracies, None where not measured), ``tries`` (of
-        ``select: continual``, a list per experience), ``probes`` (rows of `mas.experiments.probed.Seen`),
-        ``seconds``.
-    """
-    start, threads = time.perf_counter(), torch.get_num_threads()
-    torch.set_num_threads(1)  # the order of sums, and so the last bit, depends on the thread count
-    try:
-        with _without_deprecations():
-            result = _train(cell)
-    finally:
-        torch.set_num_threads(threads)
-    return result | {"seconds": round(time.perf_counter() - start, 3)}
+    first_epoch: int = 0  # where in the learning rate's schedule it begins: the lr-matched control
+
+    def rate_factor(self, epoch: int) -> float:
+        """Return what the learning rate is multiplied by in an epoch of an experience."""
+        if self.schedule is None:
+            return 1.0
+        return self.schedule.entry(epoch + self.first_epoch, **self.schedule.arguments())
 
 
-@contextmanager
-def _without_deprecations() -> Iterator[None]:
-    """Keep quiet about what Avalanche warns of in Avalanche; it sets its own filters, so what it says is caught."""
-    with warnings.catch_warnings(record=True) as caught:
-        yield
-    for warning in caught:
-        if not issubclass(warning.category, DeprecationWarning):
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+class SelectionMade(Options):
+    """How values of a cell were chosen."""
+
+    validation: float  # share of the training data held out
+    seeds: list[int] = Field(default=[])
+    options: dict[str, list[Any]] = Field(default={})  # what was tried, by option; empty where λ is chosen continually
 
 
-def _train(cell: Cell) -> dict[str, Any]:
-    benchmark = _benchmark(cell)
-    strategy = build_strategy(cell, benchmark)
-    strategy.plugins.append(_Accuracies())
-    probes = _impair_and_probe(cell, strategy, benchmark)
-    tune_for = _tuner(cell, strategy)
-    size = len(benchmark.train_stream)
-    result: dict[str, Any] = {
-        "status": "finished",
-        "reason": None,
-        "untrained": None,
-        "accuracy": [[None] * size for _ in range(size)],
-        "tries": [],
-        "probes": [],
-    }
-    try:
-        result["untrained"] = _test(strategy, benchmark.test_stream)
-        for trained_on, experiences in _stages(strategy, benchmark):
-            result["tries"] += tune_for(strategy, trained_on)
-            _learn(strategy, experiences, cell)
-            result["accuracy"][trained_on] = _test(strategy, benchmark.test_stream)
-    except BLOW_UPS as error:
-        result |= {"status": "diverged", "reason": str(error)}
-    return result | {"probes": [Seen(view, *row) for view, plugin in probes for row in plugin.rows]}
+class CellSettings(Options):
+    """What a cell is trained with. Two cells with equal settings and seeds give equal results."""
+
+    experiment: str
+    benchmark: AnyStream
+    model: AnyModel
+    training: CellTraining
+    strategy: AnyStrategy
+    deficit: AnyScheduledDeficit | None = None
+    probes: list[AnyProbe] = Field(default=[])
+    selection: SelectionMade | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """Return the settings as plain data.
+
+        What is not set is left out, so that results stay valid when there is more that could be set.
+        """
+        data = self.model_dump(mode="json", exclude_none=True)
+        return {key: value for key, value in data.items() if value != []}
+
+    def told(self) -> str:
+        """Return in a line what tells the cell from others: its strategy, its deficit, and what is to be chosen."""
+        strategy = self.strategy.model_dump(exclude={"label"}, exclude_none=True)
+        deficit = self.deficit.model_dump(exclude={"name", "label"}) if self.deficit else {}
+        chosen = (
+            {option: f"one of {values}" for option, values in self.selection.options.items()} if self.selection else {}
+        )
+        return ", ".join(f"{key}={value}" for key, value in {**strategy, **deficit, **chosen}.items())
+
+    def held_out(self, validation: float) -> Self:
+        """Return the settings of a try: tested on held-out training data, with nothing else measured."""
+        benchmark = self.benchmark.model_copy(update={"validation": validation})
+        return self.model_copy(update={"benchmark": benchmark, "probes": [], "selection": None})
 
 
-def _benchmark(cell: Cell, **changes: Any) -> Any:
-    options = cell.settings["benchmark"] | changes
-    benchmark = STREAMS[options.pop("stream")](**options, seed=stream_seed(cell.seed, "stream"))
-    if cell.settings["training"]["device"] == "cuda":
-        keep_on_device(benchmark, "cuda", torch.cuda.mem_get_info()[0])
-    return benchmark
+def settings_for(
+    config: Experiment,
+    *,
+    strategy: AnyStrategy,
+    benchmark: AnyStream | None = None,
+    epochs: int | list[int] | None = None,
+    first_epoch: int = 0,
+    deficit: AnyScheduledDeficit | None = None,
+    probes: list[ProbeOptions] | None = None,
+    selection: SelectionMade | None = None,
+) -> CellSettings:
+    """Return the settings of a cell of ``config``; arguments that are given take the place of the config's."""
+    changed = {"epochs": epochs or config.training.epochs, "first_epoch": first_epoch}
+    return CellSettings(
+        experiment=config.experiment,
+        benchmark=benchmark or config.benchmark,
+        model=config.model,
+        training=CellTraining(**config.training.model_dump() | changed),
+        strategy=strategy.model_copy(update={"label": None}),
+        deficit=deficit,
+        probes=probes or [],
+        selection=selection,
+    )
 
 
-def _impair_and_probe(cell: Cell, strategy: Any, benchmark: Any) -> list[tuple[str, ProbePlugin]]:
-    """Add the cell's deficit to a strategy, before all that looks at batches, and its probes; give these."""
-    deficit = deficit_plugin(cell.settings.get("deficit"), benchmark, cell.seed)
-    if deficit is not None:
-        strategy.plugins.insert(0, deficit)
-    probes = probe_plugins(cell.settings.get("probes", []), deficit, cell.seed)
-    strategy.plugins += [plugin for _, plugin in probes]
-    return probes
+@dataclass(frozen=True)
+class Cell:
+    """One network's training and test. It knows nothing of other cells, so any process may run it."""
 
+    label: str
+    seed: int
+    settings: CellSettings
 
-def _learn(strategy: Any, experiences: Any, cell: Cell) -> None:
-    reset = cell.settings["training"]["reset_optimizer"]
-    strategy.train_epochs = epochs_of(cell.settings["training"], strategy.clock.train_exp_counter)
-    strategy.train(experiences, reset_optimizer_state=reset, pin_memory=False)  # images may lie on the GPU
-    for name, parameter in strategy.model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            at = strategy.clock.train_exp_counter - 1
-            raise DivergedError(f"weights of {name} are not finite after experience {at}")
-
-
-def _tuner(cell: Cell, strategy: Any) -> Callable[[Any, int], list[Any]]:
-    """Give what sets the strength before each experience: nothing, unless it is to be chosen continually."""
-    settings = continual_option(cell.settings["strategy"])
-    if settings is None:
-        return lambda strategy, number: []
-    unit = penalty_of(strategy).strength / settings["start"]
-    held_out = _benchmark(cell, validation=cell.settings["selection"]["validation"])  # the same stream; no test data
-
-    def accuracy_of(strategy: Any, number: int) -> float:
-        strategy.plugins = [plugin for plugin in strategy.plugins if not isinstance(plugin, ProbePlugin)]
-        try:
-            _learn(strategy, held_out.train_stream[number], cell)
-            return _test(strategy, held_out.test_stream[number])[0]
-        except BLOW_UPS:
-            return math.nan
-
-    return lambda strategy, number: [tune(strategy, settings, unit, lambda copy: accuracy_of(copy, number))]
-
-
-def build_strategy(cell: Cell, benchmark: Any) -> Any:
-    """Build an Avalanche strategy with the cell's model, optimizer and random streams."""
-    options = dict(at_start(cell.settings["strategy"]))
-    model = model_for(benchmark, cell.settings["model"], stream_seed(cell.seed, "initialisation"))
-    strategy = make_strategy(STRATEGIES[options.pop("name")], model, cell.settings["training"], cell.seed, **options)
-    for plugin in strategy.plugins:
-        if isinstance(plugin, ImportancePlugin):
-            plugin.generator.manual_seed(stream_seed(cell.seed, "importance"))
-    return strategy
-
-
-def _stages(strategy: Any, benchmark: Any) -> list[tuple[int, Any]]:
-    """Give (t, what to train on) for each row of R; joint training has only the last row."""
-    experiences = list(benchmark.train_stream)
-    if isinstance(strategy, Joint):
-        return [(len(experiences) - 1, experiences)]
-    return list(enumerate(experiences))
-
-
-def _test(strategy: Any, stream: Any) -> list[float]:
-    """Give the accuracy on each experience of a stream."""
-    accuracies = next(p for p in strategy.plugins if isinstance(p, _Accuracies))
-    accuracies.found = []
-    with measuring(strategy.model):
-        strategy.eval(stream, pin_memory=False)
-    return accuracies.found
-
-
-class _Accuracies(SupervisedPlugin[Any]):
-    """Collect the accuracy on each experience while a strategy evaluates."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[float] = []
-        self.right = self.seen = 0
-
-    def before_eval_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        self.right = self.seen = 0
-
-    def after_eval_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        output: Tensor = strategy.mb_output
-        if not torch.isfinite(output).all():
-            raise DivergedError("the network's output is not finite in evaluation")
-        self.right += int((output.argmax(1) == strategy.mb_y).sum())
-        self.seen += len(output)
-
-    def after_eval_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        self.found.append(self.right / self.seen)
+    @property
+    def id(self) -> str:
+        """A name for files."""
+        return f"{self.label}-seed{self.seed}"

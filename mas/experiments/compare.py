@@ -1,83 +1,86 @@
 """Two runs side by side: what differs in their configs, and in the scores of strategies they share."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from mas.experiments.config import Forgetting, resolved
+from mas.experiments.config.schema import Experiment
 from mas.experiments.errors import UserError
-from mas.experiments.report.pages import number, percent
-from mas.experiments.results import Results, read_folder
-from mas.experiments.summary import compare_runs
+from mas.experiments.registry import kind_of
+from mas.experiments.report.sections import Table
+from mas.experiments.report.text import p_value, percent
+from mas.experiments.results import Results
+from mas.experiments.runner import read_folder
 
 HEADINGS = ["strategy", "score", "difference", "seeds", "p", "p (Holm)"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Comparison:
     """Of two runs."""
 
-    table: pd.DataFrame  # of `mas.experiments.summary.compare_runs`
+    table: pd.DataFrame  # a row for each strategy and score that both have
     notes: list[str]  # a line for each setting that differs, and for strategies of only one run
+
+    def shown(self) -> Table:
+        """Return headings and rows that people read."""
+        rows = [
+            [
+                *(r.strategy, r.score, percent(r.difference, r.ci_low, r.ci_high)),
+                *(str(r.n), p_value(r.p), p_value(r.p_holm)),
+            ]
+            for r in self.table.itertuples()
+        ]
+        return Table(HEADINGS, rows)
 
 
 def compare_folders(first: Path, second: Path) -> Comparison:
     """Compare two folders that ``mas run`` has written.
 
     Raises:
-        UserError: one of them is none, or they share no strategy, or no seed.
+        UserError: one of them is none, they are of different kinds or of one without scores to compare, or they
+            share no label, or no seed.
     """
-    (a_config, a), (b_config, b) = _read(first), _read(second)
-    a_labels, b_labels = ({r["label"] for r in results.records} for results in (a, b))
+    (a_config, a), (b_config, b) = read_folder(first), read_folder(second)
+    if a_config.experiment != b_config.experiment:
+        raise UserError(f"{first} holds experiment: {a_config.experiment} and {second} {b_config.experiment}")
+    a_labels, b_labels = ({r.label for r in results.records} for results in (a, b))
     if not a_labels & b_labels:
         raise UserError(
             f"{first} has {_listed(a_labels)} and {second} has {_listed(b_labels)}; no strategy of one label to compare"
         )
-    table = compare_runs(a.records, b.records)
+    table = kind_of(a_config).compare(a, b)
     if not table["n"].any():
         raise UserError(f"{first} and {second} share no seed that finished; only the same seeds can be paired")
-    only = [f"only in {f}: {_listed(x)}" for f, x in ((first, a_labels - b_labels), (second, b_labels - a_labels)) if x]
-    del a_config["strategies"], b_config["strategies"]  # those of the cells say what was chosen too
-    changes = [line for label in a_labels & b_labels for line in _changes(_told(a, label), _told(b, label), label)]
-    return Comparison(table, [*_changes(a_config, b_config), *sorted(changes), *only])
+    notes = [*_changes(_without_strategies(a_config), _without_strategies(b_config))]
+    notes += sorted(line for label in a_labels & b_labels for line in _changes(_told(a, label), _told(b, label), label))
+    only = ((first, a_labels - b_labels), (second, b_labels - a_labels))
+    return Comparison(table, [*notes, *(f"only in {folder}: {_listed(own)}" for folder, own in only if own)])
 
 
-def comparison_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Give headings and rows of the table that people read."""
-    rows = [
-        [
-            r.strategy,
-            r.score,
-            percent(r.difference, r.ci_low, r.ci_high),
-            str(r.n),
-            number(r.p, form=".2g"),
-            number(r.p_holm, form=".2g"),
-        ]
-        for r in comparison.table.itertuples()
-    ]
-    return HEADINGS, rows
+def _without_strategies(config: Experiment) -> dict[str, Any]:
+    """Return a config without what the cells say better: there, values that were chosen stand."""
+    return {key: value for key, value in config.plain().items() if key != "strategies"}
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], Results]:
-    config, results = read_folder(folder)
-    if not isinstance(config, Forgetting):
-        raise UserError(f"{folder}: holds experiment: {config.experiment}; only runs of experiment: forgetting compare")
-    return resolved(config), results
+def _told(results: Results, label: str) -> dict[str, Any]:
+    settings = next(r.cell.settings for r in results.records if r.label == label)
+    selection = settings.selection and settings.selection.model_dump()
+    strategy: dict[str, Any] = settings.strategy.model_dump()
+    return strategy | {"selection": selection}
 
 
 def _listed(labels: set[str]) -> str:
     return ", ".join(sorted(labels)) or "no finished cell"
 
 
-def _told(results: Results, label: str) -> dict[str, Any]:
-    settings = next(r["settings"] for r in results.records if r["label"] == label)
-    return settings["strategy"] | {"selection": settings.get("selection")}
-
-
-def _changes(a: Any, b: Any, key: str = "") -> list[str]:
-    """Give a line for each setting that differs."""
+def _changes(a: Any, b: Any, key: str = "") -> Iterator[str]:
+    """Yield a line for each setting that differs."""
     if isinstance(a, dict) and isinstance(b, dict):
-        return [line for k in {**a, **b} for line in _changes(a.get(k), b.get(k), f"{key}.{k}".lstrip("."))]
-    return [f"{key}: {a} → {b}"] if a != b else []
+        for name in {**a, **b}:
+            yield from _changes(a.get(name), b.get(name), f"{key}.{name}".lstrip("."))
+    elif a != b:
+        yield f"{key}: {a} → {b}"

@@ -1,12 +1,12 @@
 """Typed options from signatures: what a function or class can be told is what a config may say.
 
-A new strategy, stream or model needs no second list of its options: the pydantic model that checks
-its part of the YAML is made from its signature.
+A new strategy, stream, model, deficit or probe needs no second list of its options: the pydantic
+model that checks its part of the YAML is made from its signature.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, create_model
 
@@ -19,46 +19,81 @@ class Options(BaseModel):
     model_config = STRICT
 
 
+class EntryOptions(Options):
+    """The options of one entry of a registry, such as a strategy or a probe.
+
+    Attributes:
+        entry: the function or class that takes the options.
+        argument_names: which fields are its arguments; the others belong to the experiment.
+    """
+
+    entry: ClassVar[Callable[..., Any]]
+    argument_names: ClassVar[frozenset[str]] = frozenset()
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of the entry, as plain data."""
+        return self.model_dump(include=set(self.argument_names))
+
+
 Typed = Callable[[str, Any, Any], Any]  # (name, annotation, default) -> annotation
 
 
 def models_of(
     registry: Mapping[str, Any],
     key: str,
-    leave_out: frozenset[str] = frozenset(),
-    base: type[Options] = Options,
+    *,
+    leave_out: Iterable[str] = (),
+    base: type[EntryOptions] = EntryOptions,
     typed: Typed = lambda name, annotation, default: annotation,
-) -> dict[str, type[Options]]:
+) -> dict[str, type[EntryOptions]]:
     """Make a pydantic model for each entry of a registry, told apart by ``key``.
 
     Args:
         registry: functions or classes by name.
-        key: of the name.
+        key: the field that holds the name.
         leave_out: arguments that are no options.
         base: of the models.
-        typed: gives an option's type, where it is not what the signature says.
+        typed: returns an option's type, where it differs from the signature.
 
     >>> def ring(radius: float = 1.0): "A ring."
     >>> models = models_of({"ring": ring}, "name")
-    >>> models["ring"](name="ring").model_dump()
-    {'name': 'ring', 'radius': 1.0}
+    >>> models["ring"](name="ring").arguments()
+    {'radius': 1.0}
     """
-    made: dict[str, type[Options]] = {}
+    made: dict[str, type[EntryOptions]] = {}
     for name, entry in registry.items():
-        fields: dict[str, Any] = {key: (Literal[name], name), **_fields(entry, leave_out, typed)}
-        made[name] = create_model(f"{name}_options", __base__=base, **fields)
+        arguments = _fields(entry, frozenset(leave_out), typed)
+        fields: dict[str, Any] = {key: (Literal[name], name), **arguments}
+        model = create_model(f"{name}_options", __base__=base, **fields)
+        model.entry = staticmethod(entry)
+        model.argument_names = frozenset(arguments)
+        made[name] = model
     return made
 
 
+def tag_of(model: type[BaseModel]) -> tuple[str, str] | None:
+    """Return the field that tells a model from others, and its value; None if it has none.
+
+    >>> tag_of(models_of({"ring": lambda: None}, "name")["ring"])
+    ('name', 'ring')
+    """
+    for name, field in model.model_fields.items():
+        values = get_args(field.annotation)
+        if get_origin(field.annotation) is Literal and len(values) == 1:
+            return name, values[0]
+    return None
+
+
 def describe(entry: Any) -> str:
-    """Give the first line of a docstring."""
+    """Return the first line of a docstring."""
     return (inspect.getdoc(entry) or "").partition("\n")[0]
 
 
 def _fields(entry: Any, leave_out: frozenset[str], typed: Typed) -> dict[str, Any]:
     named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return {
-        p.name: (typed(p.name, p.annotation, p.default), ... if p.default is p.empty else p.default)
-        for p in inspect.signature(entry).parameters.values()
-        if p.kind in named and p.name not in leave_out
-    }
+    fields: dict[str, Any] = {}
+    for p in inspect.signature(entry).parameters.values():
+        if p.kind in named and p.name not in leave_out:
+            default = ... if p.default is p.empty else p.default
+            fields[p.name] = (typed(p.name, p.annotation, p.default), default)
+    return fields

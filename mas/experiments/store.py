@@ -3,7 +3,7 @@
 runs/<name>/config.yaml       the resolved config
             environment.json  versions, commit, processor: a list, as cells may be trained one after another
             data.json         fingerprints of the data sets
-            cells/<id>.json   what one cell gave, with its settings
+            cells/<id>.json   what one cell left, with its settings
             *.csv  figures/  report.html    made from the cells
 """
 
@@ -12,16 +12,22 @@ import os
 import platform
 import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from pydantic import ValidationError
 
-from mas.experiments.cells import Cell
+from mas.experiments.cell import Cell
 from mas.experiments.errors import UserError
+from mas.experiments.record import CellRecord, OldFormatError, Outcome
 
-_KEPT = ("label", "seed", "settings", "status", "reason", "untrained", "accuracy", "tries", "probes", "seconds")
+_PACKAGES = ("memory-aware-synapses", "torch", "avalanche-lib", "numpy", "scikit-learn")
+_ELSEWHERE = "choose another folder with --output, or delete this one"
 
 
 class Store:
@@ -31,17 +37,20 @@ class Store:
         self.folder = folder
         self.cells = folder / "cells"
 
-    def claim(self, config: dict[str, Any], cells: list[Cell], data: dict[str, str]) -> None:
+    def claim(
+        self, config: Mapping[str, Any], cells: Sequence[Cell], waiting: Sequence[Cell], data: dict[str, str]
+    ) -> None:
         """Take the folder for a config, or raise if it holds anything else; then write the config.
 
         Args:
-            config: resolved.
-            cells: all of the config.
+            config: as plain data.
+            cells: all of the config that are known.
+            waiting: those to report whose settings are still to be chosen.
             data: fingerprint by data set, see `mas.benchmarks.fingerprint`.
 
         Raises:
-            UserError: the path is a file, the folder holds no run of ours, or cells of the same
-                name with other settings or of other data.
+            UserError: the path is a file, the folder holds no run of ours, cells that the config
+                does not have, or cells of the same name with other settings or of other data.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{self.folder}: is a file; expected a folder for results: choose another with --output")
@@ -49,48 +58,53 @@ class Store:
             raise UserError(
                 f"{self.folder}: holds other files and no config.yaml of a run; choose another folder with --output"
             )
-        self.refuse_others(cells)
+        self.refuse_others(cells, waiting)
+        self._refuse_unknown([*cells, *waiting])
         self._refuse_other_data(data)
         try:
             self.cells.mkdir(parents=True, exist_ok=True)
-            self.write("config.yaml", yaml.safe_dump(config, sort_keys=False))
+            self.write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
             self.write("data.json", json.dumps(data, indent=2) + "\n")
-            if any(self.finished(cell) is None for cell in cells):
+            if any(self.read(cell) is None for cell in cells) or waiting:
                 self._note_environment()
         except OSError as error:
             raise UserError(
                 f"{self.folder}: cannot be written: {error.strerror}; choose another folder with --output"
             ) from None
 
-    def refuse_others(self, cells: list[Cell]) -> None:
+    def refuse_others(self, cells: Sequence[Cell], waiting: Sequence[Cell] = ()) -> None:
         """Raise if a cell of the same name was run with other settings.
+
+        Of a cell that waits for a choice only the way of choosing is compared.
 
         Raises:
             UserError: with the first setting that differs.
         """
         for cell in cells:
-            before = self.finished(cell)
-            if before is None:
-                continue
-            expected = cell.settings
-            if cell.waits:  # what was chosen then cannot be compared; how it was chosen is a setting of its own
-                expected = expected | {"strategy": before["settings"]["strategy"]}
-            if before["settings"] != expected:
-                key, there, here = _first_difference(before["settings"], expected)
-                raise UserError(
-                    f"{self.folder}: holds other results: {key} is {there} there and {here} here; "
-                    "choose another folder with --output, or delete this one"
-                )
+            if before := self.read(cell):
+                self._compare(before.cell.settings.plain(), cell.settings.plain())
+        for cell in waiting:
+            if before := self.read(cell):
+                there, here = before.cell.settings.selection, cell.settings.selection
+                self._compare({"selection": there and there.model_dump()}, {"selection": here and here.model_dump()})
 
-    def finished(self, cell: Cell) -> dict[str, Any] | None:
-        """Give what a cell gave, or None if it has not been run."""
-        path = self.cells / f"{cell.id}.json"
-        return _load(path) if path.is_file() else None
+    def read(self, cell: Cell) -> CellRecord | None:
+        """Return what a cell left, or None if it has not been run."""
+        path = self._path(cell)
+        if not path.is_file():
+            return None
+        try:
+            return CellRecord.from_json(path.read_text(encoding="utf-8"))
+        except OldFormatError as error:
+            raise UserError(f"{path}: {error}; run again, and {_ELSEWHERE}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: is damaged ({_reason(error)}); delete it and run again") from None
 
-    def save(self, cell: Cell, result: dict[str, Any]) -> None:
-        """Keep what a cell gave."""
-        record = {"label": cell.label, "seed": cell.seed, "settings": cell.settings} | result
-        self.write(f"cells/{cell.id}.json", json.dumps(record, indent=2) + "\n")
+    def save(self, cell: Cell, outcome: Outcome) -> CellRecord:
+        """Keep what a cell left."""
+        record = CellRecord(cell, outcome)
+        self.write(f"cells/{cell.id}.json", record.to_json())
+        return record
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write a file so that a reader, or a crash, never sees half of it."""
@@ -107,8 +121,25 @@ class Store:
             Path(temporary).unlink(missing_ok=True)
             raise
 
+    def _path(self, cell: Cell) -> Path:
+        return self.cells / f"{cell.id}.json"
+
+    def _compare(self, there: dict[str, Any], here: dict[str, Any]) -> None:
+        if there != here:
+            key, before, now = _first_difference(there, here)
+            raise UserError(f"{self.folder}: holds other results: {key} is {before} there and {now} here; {_ELSEWHERE}")
+
+    def _refuse_unknown(self, cells: Sequence[Cell]) -> None:
+        """Raise if the folder holds a cell that is none of these: its results would no longer be in the tables."""
+        known = {self._path(cell) for cell in cells}
+        for path in sorted(self.cells.glob("*.json")):
+            if path not in known:
+                raise UserError(
+                    f"{self.folder}: holds the cell {path.stem}, which this config does not have; {_ELSEWHERE}"
+                )
+
     def _refuse_other_data(self, data: dict[str, str]) -> None:
-        known = self._read("data.json", {})
+        known = self._read_json("data.json", {})
         for name, fingerprint in data.items():
             if known.get(name, fingerprint) != fingerprint:
                 raise UserError(
@@ -118,11 +149,11 @@ class Store:
 
     def _note_environment(self) -> None:
         """Add what cells are trained with from now on, where it is not what they were trained with last."""
-        known, now = self._read("environment.json", []), environment()
+        known, now = self._read_json("environment.json", []), asdict(environment())
         if known[-1:] != [now]:
             self.write("environment.json", json.dumps([*known, now], indent=2) + "\n")
 
-    def _read(self, name: str, default: Any) -> Any:
+    def _read_json(self, name: str, default: Any) -> Any:
         path = self.folder / name
         try:
             return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
@@ -130,28 +161,42 @@ class Store:
             raise UserError(f"{path}: is damaged; delete it and run again") from None
 
 
-def environment() -> dict[str, Any]:
-    """Say what the results were made with."""
-    return {
-        "python": platform.python_version(),
-        "packages": {
-            name: _version(name)
-            for name in ("memory-aware-synapses", "torch", "avalanche-lib", "numpy", "scikit-learn")
-        },
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-    }
+@dataclass(frozen=True)
+class Environment:
+    """What results were made with. Results are the same to the bit only for the same instruction set."""
+
+    python: str
+    packages: dict[str, str | None]
+    git_commit: str | None
+    git_changed: bool
+    processor: str
+    instruction_set: str  # that torch uses, such as AVX512
+    threads: int  # of torch in a cell
+    cores: int | None
+    system: str
 
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        record = {"probes": []} | json.loads(path.read_text(encoding="utf-8"))  # older cells had none
-        return {key: record[key] for key in _KEPT}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is damaged ({type(error).__name__}: {error}); delete it and run again") from None
+def environment() -> Environment:
+    """Return what cells are trained with from now on."""
+    return Environment(
+        python=platform.python_version(),
+        packages={name: _version(name) for name in _PACKAGES},
+        git_commit=_git("rev-parse", "HEAD"),
+        git_changed=bool(_git("status", "--porcelain", "--untracked-files=no")),
+        processor=_processor(),
+        instruction_set=torch.backends.cpu.get_cpu_capability(),
+        threads=1,
+        cores=os.cpu_count(),
+        system=platform.platform(),
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Return in one line what is wrong with a record."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return f"{type(error).__name__}: {error}"
 
 
 def _first_difference(there: Any, here: Any, key: str = "") -> tuple[str, Any, Any]:

@@ -1,154 +1,150 @@
-"""How any strategy, ours or Avalanche's, is built for a run: quiet, guarded, and with random streams of its own."""
+"""Train one cell along its stream, and test it after each experience."""
 
 import math
-import random
+import time
 import warnings
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from annotated_types import Gt, Le
-from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
-from torch import Tensor, nn
+from avalanche.training.plugins import SupervisedPlugin
+from torch import Tensor
 
-from mas.experiments.errors import DivergedError
-from mas.experiments.seeds import stream_seed
-
-Count = Annotated[int, Gt(0)]
-Share = Annotated[float, Gt(0), Le(1)]
-
-_EVAL_BATCH = 512
-
-
-def exponential(epoch: int, decay: Share = 0.97) -> float:
-    """Give decayᵉ: less by the same factor each epoch."""
-    return decay**epoch
+from mas.experiments.build import build_benchmark, build_strategy
+from mas.experiments.cell import Cell, CellSettings
+from mas.experiments.continual import penalty_of, tune
+from mas.experiments.errors import BLOW_UPS, DivergedError
+from mas.experiments.probing import CellProbe, make_deficit_plugin, make_probes
+from mas.experiments.record import Outcome, StrengthTry
+from mas.measuring import measuring
+from mas.strategies import Joint, ProbePlugin
 
 
-def step(epoch: int, every: Count = 30, decay: Share = 0.1) -> float:
-    """Give a factor that falls by ``decay`` after each so many epochs."""
-    return decay ** (epoch // every)
+def train_cell(cell: Cell) -> Outcome:
+    """Train and test one cell, on one thread."""
+    start, threads = time.perf_counter(), torch.get_num_threads()
+    torch.set_num_threads(1)  # the order of sums, and so the last bit, depends on the thread count
+    try:
+        with _without_deprecations():
+            outcome = _train(cell)
+    finally:
+        torch.set_num_threads(threads)
+    return replace(outcome, seconds=round(time.perf_counter() - start, 3))
 
 
-def cosine(epoch: int, epochs: Count = 200) -> float:
-    """Give half a cosine wave: from 1 down to 0 after ``epochs`` (Loshchilov 2017)."""
-    if epoch >= epochs:
-        raise ValueError(f"schedule cosine: epochs is {epochs}, and there are more to train; give at least {epoch + 1}")
-    return (1 + math.cos(math.pi * epoch / epochs)) / 2
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """Hide Avalanche's warnings about itself; it sets its own filters, so warnings are recorded and shown again."""
+    with warnings.catch_warnings(record=True) as caught:
+        yield
+    for warning in caught:
+        if not issubclass(warning.category, DeprecationWarning):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
-SCHEDULES: dict[str, Callable[..., float]] = {f.__name__: f for f in (exponential, step, cosine)}
-"""Name in YAML -> function of (epoch, options): what the learning rate is multiplied by in that epoch."""
+def _train(cell: Cell) -> Outcome:
+    settings, seed = cell.settings, cell.seed
+    benchmark = build_benchmark(settings, seed)
+    strategy = build_strategy(settings, benchmark, seed)
+    strategy.plugins.append(_Accuracies())
+    probes = _add_deficit_and_probes(strategy, settings, benchmark, seed)
+    tune_for = _tuner(strategy, settings, seed)
+    size = len(benchmark.train_stream)
+    outcome = Outcome(accuracy=[[None] * size for _ in range(size)])
+    try:
+        outcome.untrained = _test(strategy, benchmark.test_stream)
+        for trained_on, experiences in _stages(strategy, benchmark):
+            outcome.tries += tune_for(strategy, trained_on)
+            _learn(strategy, experiences, settings)
+            outcome.accuracy[trained_on] = list(_test(strategy, benchmark.test_stream))
+    except BLOW_UPS as error:
+        outcome.status, outcome.reason = "diverged", str(error)
+    outcome.probes = [row for probe in probes for row in probe.rows()]
+    return outcome
 
 
-def is_constant(training: dict[str, Any]) -> bool:
-    """Say whether the learning rate stays what it is."""
-    return not training.get("schedule")
+def _add_deficit_and_probes(strategy: Any, settings: CellSettings, benchmark: Any, seed: int) -> list[CellProbe]:
+    """Add the cell's deficit to a strategy, before all that looks at batches, and its probes; return these."""
+    deficit = None
+    if settings.deficit is not None:
+        deficit = make_deficit_plugin(settings.deficit, benchmark, seed)
+        strategy.plugins.insert(0, deficit)
+    probes = make_probes(settings.probes, deficit, seed)
+    strategy.plugins += [probe.plugin for probe in probes]
+    return probes
 
 
-def rate_factor(training: dict[str, Any], epoch: int) -> float:
-    """Give the schedule's factor in an epoch of an experience; ``first_epoch`` is where in the schedule it begins."""
-    if is_constant(training):
-        return 1.0
-    options = dict(training["schedule"])
-    return SCHEDULES[options.pop("name")](epoch + training.get("first_epoch", 0), **options)
+def _learn(strategy: Any, experiences: Any, settings: CellSettings) -> None:
+    strategy.train_epochs = settings.training.epochs_of(strategy.clock.train_exp_counter)
+    reset = settings.training.reset_optimizer
+    strategy.train(experiences, reset_optimizer_state=reset, pin_memory=False)  # images may lie on the GPU
+    for name, parameter in strategy.model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            at = strategy.clock.train_exp_counter - 1
+            raise DivergedError(f"weights of {name} are not finite after experience {at}")
 
 
-def make_strategy(kind: Any, model: nn.Module, training: dict[str, Any], seed: int, **options: Any) -> Any:
-    """Build a strategy, ours or Avalanche's, from the config's ``training``; it logs nothing and is guarded."""
-    strategy = kind(
-        model=model,
-        optimizer=_optimizer(model, training),
-        criterion=_cross_entropy,
-        train_mb_size=training["batch_size"],
-        train_epochs=epochs_of(training, 0),
-        eval_mb_size=_EVAL_BATCH,
-        device=training["device"],
-        plugins=[_RandomStreams(seed), _Guard(), *([] if is_constant(training) else [_LearningRate(training)])],
-        evaluator=_silent(),
-        **options,
-    )
-    strategy.plugins.remove(strategy.evaluator)  # it has no metrics, and takes time in each iteration nevertheless
-    return strategy
+Tuner = Callable[[Any, int], list[list[StrengthTry]]]
 
 
-def epochs_of(training: dict[str, Any], experience: int) -> int:
-    """Give the epochs of an experience."""
-    epochs = training["epochs"]
-    return epochs if isinstance(epochs, int) else epochs[experience]
+def _tuner(strategy: Any, settings: CellSettings, seed: int) -> Tuner:
+    """Return what sets the strength before each experience: nothing, unless it is to be chosen continually."""
+    how = settings.strategy.continual_choice
+    if how is None:
+        return lambda strategy, number: []
+    unit = penalty_of(strategy).strength / how.start
+    validation = settings.selection.validation if settings.selection else None
+    held_out = build_benchmark(settings, seed, validation)  # the same stream; no test data
+
+    def accuracy_of(strategy: Any, number: int) -> float:
+        strategy.plugins = [plugin for plugin in strategy.plugins if not isinstance(plugin, ProbePlugin)]
+        try:
+            _learn(strategy, held_out.train_stream[number], settings)
+            return _test(strategy, held_out.test_stream[number])[0]
+        except BLOW_UPS:
+            return math.nan
+
+    return lambda strategy, number: [tune(strategy, how, unit, lambda copy: accuracy_of(copy, number))]
 
 
-def _cross_entropy(output: Tensor, y: Tensor) -> Tensor:
-    """Give the mean loss; classes that a growing head does not have yet, which only evaluation shows, have p = 0."""
-    if not torch.is_grad_enabled() and (unseen := int(y.max()) + 1 - output.shape[1]) > 0:
-        output = F.pad(output, (0, unseen), value=-torch.inf)
-    return F.cross_entropy(output, y)
+def _stages(strategy: Any, benchmark: Any) -> list[tuple[int, Any]]:
+    """Return (t, what to train on) for each row of R; joint training has only the last row."""
+    experiences = list(benchmark.train_stream)
+    if isinstance(strategy, Joint):
+        return [(len(experiences) - 1, experiences)]
+    return list(enumerate(experiences))
 
 
-def _optimizer(model: nn.Module, training: dict[str, Any]) -> torch.optim.Optimizer:
-    common = {"lr": training["lr"], "weight_decay": training["weight_decay"]}
-    if training["optimizer"] == "sgd":
-        # one kernel a step; with momentum it breaks where a parameter gets its first gradient later than others
-        fused = not training["momentum"]
-        return torch.optim.SGD(model.parameters(), momentum=training["momentum"], fused=fused, **common)
-    return torch.optim.Adam(model.parameters(), fused=True, **common)
+def _test(strategy: Any, stream: Any) -> list[float]:
+    """Return the accuracy on each experience of a stream."""
+    accuracies = next(p for p in strategy.plugins if isinstance(p, _Accuracies))
+    accuracies.found = []
+    with measuring(strategy.model):
+        strategy.eval(stream, pin_memory=False)
+    return accuracies.found
 
 
-def _silent() -> EvaluationPlugin:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "no loggers specified": that is what silent means
-        return EvaluationPlugin()
+class _Accuracies(SupervisedPlugin[Any]):
+    """Collect the accuracy on each experience while a strategy evaluates."""
 
-
-class _Guard(SupervisedPlugin[Any]):
-    """End a run whose loss is no number any more."""
-
-    def after_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        if not torch.isfinite(strategy.loss).all():
-            at = strategy.clock
-            raise DivergedError(
-                f"loss is {strategy.loss.item()} in experience {at.train_exp_counter}, "
-                f"epoch {at.train_exp_epochs}, iteration {at.train_epoch_iterations}"
-            )
-
-
-class _LearningRate(SupervisedPlugin[Any]):
-    """Set the learning rate of each epoch, counted from the beginning of its experience."""
-
-    def __init__(self, training: dict[str, Any]):
+    def __init__(self) -> None:
         super().__init__()
-        self.training = training
+        self.found: list[float] = []
+        self.right = 0
+        self.seen = 0
 
-    def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        rate = self.training["lr"] * rate_factor(self.training, strategy.clock.train_exp_epochs)
-        for group in strategy.optimizer.param_groups:
-            group["lr"] = rate
+    def before_eval_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self.right = 0
+        self.seen = 0
 
+    def after_eval_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        output: Tensor = strategy.mb_output
+        if not torch.isfinite(output).all():
+            raise DivergedError("the network's output is not finite in evaluation")
+        self.right += int((output.argmax(1) == strategy.mb_y).sum())
+        self.seen += len(output)
 
-class _RandomStreams(SupervisedPlugin[Any]):
-    """Give shuffling and training noise streams of their own, whatever a strategy draws.
-
-    Avalanche's loaders and torch's dropout draw from the global stream. It is set anew before an
-    epoch's order is drawn, and again before the epoch's first step.
-    """
-
-    def __init__(self, seed: int):
-        super().__init__()
-        self.seed = seed
-
-    def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        self._set("shuffling", strategy.clock)
-
-    def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        if strategy.clock.train_epoch_iterations == 0:
-            self._set("noise", strategy.clock)
-
-    def _set(self, name: str, clock: Any) -> None:
-        seed = stream_seed(self.seed, name, clock.train_exp_counter, clock.train_exp_epochs)
-        random.seed(seed)  # Avalanche's AGEM draws from it
-        np.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes milliseconds to ask for every device
-        if torch.cuda.is_initialized():
-            torch.cuda.manual_seed_all(seed)
+    def after_eval_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self.found.append(self.right / self.seen)

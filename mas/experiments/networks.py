@@ -152,24 +152,6 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 """Name in YAML -> function of (input shape, options) that gives the body; a head goes on top."""
 
 
-def model_for(benchmark: Any, settings: dict[str, Any], seed: int) -> nn.Module:
-    """Build the model of a config for an Avalanche benchmark: its input's shape, its classes, its tasks.
-
-    Args:
-        benchmark: whose training stream counts.
-        settings: ``name``, ``head`` and the options of a model in `MODELS`.
-        seed, and what is raised: as for `build_model`.
-    """
-    options, outputs = dict(settings), dict[int, int]()
-    for experience in benchmark.train_stream:
-        for task in experience.task_labels:
-            outputs[task] = max(outputs.get(task, 0), 1 + max(experience.classes_in_this_experience))
-    classes = [outputs[task] for task in sorted(outputs)]
-    shape = next(iter(benchmark.train_stream)).dataset[0][0].shape
-    growing = options.pop("head") == "growing"
-    return build_model(options.pop("name"), options, shape, classes, seed, growing)
-
-
 def build_model(
     name: str, options: dict[str, Any], shape: Sequence[int], classes: Sequence[int], seed: int, growing: bool = False
 ) -> nn.Module:

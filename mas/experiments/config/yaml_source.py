@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +15,51 @@ Key = tuple[str | int, ...]
 
 
 class Source:
-    """What was asked for: a file, and ``key.key=value`` changes made to it on the command line.
+    """What was asked for: a file or plain data, and ``key.key=value`` changes made to it on the command line.
 
     Raises:
         UserError: the file is missing, empty, no plain YAML or says a key twice; a change goes nowhere.
     """
 
-    def __init__(self, path: Path, changes: Sequence[str] = ()):
-        self.path = path
+    def __init__(self, source: Path | str | Mapping[str, Any], changes: Sequence[str] = ()):
         self.lines: dict[Key, int] = {}
+        self.path: Path | None = None
+        if isinstance(source, Mapping):
+            self.data: dict[str, Any] = deepcopy(dict(source))
+        else:
+            self.path = Path(source)
+            self.data = self._from_file(self.path)
+        self.changes = {_apply(self.data, change): change for change in changes}
+
+    def where(self, key: Key) -> str:
+        """Return where a value stands: file, line and key, or the change that set it."""
+        name = self.name(key)
+        outer = [key[:n] for n in range(len(key), -1, -1)]  # a missing key stands where its map does
+        if change := next((self.changes[k] for k in outer if k in self.changes), None):
+            return f"--set {change}: {name}"
+        if self.path is None:
+            return name or "config"
+        line = next((self.lines[k] for k in outer if k in self.lines), 1)
+        return f"{self.path}:{line}: {name}" if name else f"{self.path}:{line}"
+
+    @staticmethod
+    def name(key: Key) -> str:
+        """Return a key as text, such as ``strategies[1].lam``."""
+        return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).lstrip(".")
+
+    def _from_file(self, path: Path) -> dict[str, Any]:
         text = _read(path)
         try:
-            self.data: Any = _load(text)
+            data = _load(text)
             self._note_lines(yaml.compose(text, Loader=yaml.SafeLoader), ())
         except RecursionError:
             raise UserError(f"{path}:1: holds an anchor that contains itself; write it out") from None
         except yaml.YAMLError as error:
             raise UserError(_not_plain(path, error)) from None
-        if not isinstance(self.data, dict):
-            found = "an empty file" if self.data is None else f"a {type(self.data).__name__}"
+        if not isinstance(data, dict):
+            found = "an empty file" if data is None else f"a {type(data).__name__}"
             raise UserError(f"{path}:1: found {found}; expected a map that starts with experiment: forgetting")
-        self.changes = {_apply(self.data, change): change for change in changes}
-
-    def where(self, key: Key) -> str:
-        """Say where a value stands: file, line and key, or the change that set it."""
-        name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).lstrip(".")
-        outer = [key[:n] for n in range(len(key), -1, -1)]  # a missing key stands where its map does
-        if change := next((self.changes[k] for k in outer if k in self.changes), None):
-            return f"--set {change}: {name}"
-        line = next((self.lines[k] for k in outer if k in self.lines), 1)
-        return f"{self.path}:{line}: {name}" if name else f"{self.path}:{line}"
+        return data
 
     def _note_lines(self, node: yaml.Node | None, key: Key) -> None:
         if isinstance(node, yaml.MappingNode):
@@ -60,7 +76,7 @@ class Source:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """Give ``, did you mean 'x'?`` if a known name is near, else nothing."""
+    """Return ``, did you mean 'x'?`` if a known name is near, else nothing."""
     near = difflib.get_close_matches(name, known, n=1)
     return f", did you mean {near[0]!r}?" if near else ""
 
@@ -101,7 +117,7 @@ def _not_plain(path: Path, error: yaml.YAMLError) -> str:
 
 
 def _apply(data: Any, change: str) -> Key:
-    """Set ``a.b.0.c=value`` in plain data; give the key."""
+    """Set ``a.b.0.c=value`` in plain data, and return the key."""
     path, equals, text = change.partition("=")
     key = tuple(int(part) if part.isdigit() else part for part in path.strip().split("."))
     if not equals or "" in key:

@@ -1,4 +1,4 @@
-"""From cells to tables: every accuracy as a row, every score with its interval, every comparison with its test."""
+"""Scores of forgetting, their means over seeds, and the differences between strategies and between runs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,36 +6,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mas.experiments.record import CellRecord, finished
+from mas.experiments.results import Results
 from mas.experiments.statistics import holm, mean_and_interval, paired_p
 from mas.forgetting import forgetting_scores
 
-RESULT_COLUMNS = ["label", "strategy", "seed", "trained_on", "tested_on", "accuracy"]
 SUMMARY_COLUMNS = ["strategy", "score", "mean", "ci_low", "ci_high", "n"]
 COMPARISON_COLUMNS = ["strategy", "against", "score", "difference", "ci_low", "ci_high", "n", "p", "p_holm"]
 BASELINE = "naive"
 CEILINGS = ("cumulative", "joint")  # in the order in which intransigence takes its reference from them
 
-Record = dict[str, Any]
 
-
-def results_table(records: Sequence[Record]) -> pd.DataFrame:
-    """Give one row per accuracy: columns `RESULT_COLUMNS`.
-
-    Experiences count from 0; ``trained_on`` is -1 for the untrained network. Cells that diverged
-    have no rows.
-    """
-    rows = [
-        (r["label"], r["settings"]["strategy"]["name"], r["seed"], trained_on, tested_on, accuracy)
-        for r in _finished(records)
-        for trained_on, row in enumerate([r["untrained"], *r["accuracy"]], start=-1)
-        for tested_on, accuracy in enumerate(row)
-        if accuracy is not None
-    ]
-    return pd.DataFrame(rows, columns=RESULT_COLUMNS)
-
-
-def scores_table(records: Sequence[Record]) -> pd.DataFrame:
-    """Give the scores of every finished cell: a row per (label, seed), a column per score.
+def scores_table(records: Sequence[CellRecord]) -> pd.DataFrame:
+    """Return the scores of every finished cell: a row per (label, seed), a column per score.
 
     The reference of intransigence is, seed by seed, cumulative training (all data up to i) or joint
     training (all data); `reference_of` says which.
@@ -43,35 +26,35 @@ def scores_table(records: Sequence[Record]) -> pd.DataFrame:
     reference = _references(records)
     rows = [
         {
-            "label": r["label"],
-            "seed": r["seed"],
-            **forgetting_scores(as_matrix(r), r["untrained"], reference.get(r["seed"])),
+            "label": r.label,
+            "seed": r.seed,
+            **forgetting_scores(r.outcome.matrix(), r.outcome.untrained, reference.get(r.seed)),
         }
-        for r in _finished(records)
+        for r in finished(records)
     ]
     table = pd.DataFrame(rows, columns=["label", "seed", *forgetting_scores([[1.0]])])
     return table.set_index(["label", "seed"])
 
 
-def summary_table(records: Sequence[Record]) -> pd.DataFrame:
-    """Give means over seeds with 95 % bootstrap intervals: columns `SUMMARY_COLUMNS`, in the cells' order.
+def summary_table(records: Sequence[CellRecord]) -> pd.DataFrame:
+    """Return means over seeds with 95 % bootstrap intervals: columns `SUMMARY_COLUMNS`, in the cells' order.
 
     ``seconds`` is what a cell took. ``diverged`` is the share of seeds that did: those enter no mean
     of a score.
     """
     scores = scores_table(records)
     rows: list[tuple[Any, ...]] = []
-    for label in dict.fromkeys(r["label"] for r in records):
+    for label in dict.fromkeys(r.label for r in records):
         for score, values in _of(scores, label).items() if label in _labels(scores) else ():
             rows.append((label, score, *mean_and_interval(values)))
-        own = [r for r in records if r["label"] == label]
-        rows.append((label, "seconds", *mean_and_interval([r["seconds"] for r in own])))
-        diverged = [r["status"] == "diverged" for r in own]
+        own = [r for r in records if r.label == label]
+        rows.append((label, "seconds", *mean_and_interval([r.outcome.seconds for r in own])))
+        diverged = [not r.outcome.finished for r in own]
         rows.append((label, "diverged", float(np.mean(diverged)), np.nan, np.nan, len(diverged)))
     return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
 
 
-def comparison_table(records: Sequence[Record]) -> pd.DataFrame:
+def comparison_table(records: Sequence[CellRecord]) -> pd.DataFrame:
     """Compare every strategy with naive, and with the best: columns `COMPARISON_COLUMNS`.
 
     A difference is the strategy's score minus the other's, paired by seed, with its 95 % bootstrap
@@ -85,13 +68,13 @@ def comparison_table(records: Sequence[Record]) -> pd.DataFrame:
     return _stacked([table for table in tables if len(table)])
 
 
-def compare_runs(a: Sequence[Record], b: Sequence[Record]) -> pd.DataFrame:
+def compare(a: Results, b: Results) -> pd.DataFrame:
     """Compare strategies of one name in two runs, b minus a, paired by seed: columns as of `comparison_table`.
 
     ``against`` is empty; Holm's method adjusts for the number of strategies.
     """
     tables = []
-    first, second = scores_table(a), scores_table(b)
+    first, second = scores_table(a.records), scores_table(b.records)
     common = [label for label in _labels(first) if label in _labels(second)]
     for score in ("ACC", "forgetting"):
         rows = [(label, "", score, *_difference(_of(second, label), _of(first, label), score)) for label in common]
@@ -99,44 +82,44 @@ def compare_runs(a: Sequence[Record], b: Sequence[Record]) -> pd.DataFrame:
     return _stacked(tables)
 
 
-def naive_label(records: Sequence[Record]) -> str | None:
-    """Give the label of the first naive strategy, by whatever name it goes; None if there is none."""
-    return next((r["label"] for r in records if r["settings"]["strategy"]["name"] == BASELINE), None)
+def naive_label(records: Sequence[CellRecord]) -> str | None:
+    """Return the label of the first naive strategy, by whatever name it goes; None if there is none."""
+    return next((r.label for r in records if r.strategy == BASELINE), None)
 
 
-def best_label(records: Sequence[Record]) -> str | None:
-    """Give the strategy with the highest mean ACC; None if nothing finished.
+def best_label(records: Sequence[CellRecord]) -> str | None:
+    """Return the strategy with the highest mean ACC; None if nothing finished.
 
     Ceilings (joint, cumulative) do not learn from a stream and cannot be it; nor can a strategy that
     lacks seeds that others have finished, because it diverged or is not done.
     """
-    streaming = [r for r in _finished(records) if r["settings"]["strategy"]["name"] not in CEILINGS]
+    streaming = [r for r in finished(records) if r.strategy not in CEILINGS]
     acc = scores_table(streaming)["ACC"].groupby("label", sort=False).agg(["mean", "count"])
-    complete = acc[acc["count"] == acc["count"].max()]
-    return str(complete["mean"].idxmax()) if len(complete) else None
+    return best_of(acc["mean"], acc["count"])
 
 
-def reference_of(records: Sequence[Record]) -> str | None:
-    """Say which ceiling intransigence is measured against: that with the most seeds, of equals cumulative."""
-    names = [r["settings"]["strategy"]["name"] for r in _finished(records)]
-    most = max(CEILINGS, key=names.count)  # of equals the first
-    return most if most in names else None
+def best_of(means: pd.Series, counts: pd.Series) -> str | None:
+    """Return the label with the highest mean of those with the most seeds; None if there is none."""
+    complete = means[counts == counts.max()]
+    return str(complete.idxmax()) if len(complete) else None
 
 
-def as_matrix(record: Record) -> np.ndarray:
-    """Give R of one cell, shape (T, T), NaN where not measured."""
-    return np.array(record["accuracy"], dtype=np.float64)
+def reference_of(strategies: Sequence[str]) -> str | None:
+    """Return the ceiling that intransigence is measured against: that with the most seeds, of equals cumulative.
+
+    Args:
+        strategies: the name of the strategy of each finished cell.
+    """
+    most = max(CEILINGS, key=strategies.count)  # of equals the first
+    return most if most in strategies else None
 
 
-def _finished(records: Sequence[Record]) -> list[Record]:
-    return [r for r in records if r["status"] == "finished"]
-
-
-def _references(records: Sequence[Record]) -> dict[int, np.ndarray]:
-    """Give the accuracies a*_i by seed."""
-    name = reference_of(records)
-    ceilings = [r for r in _finished(records) if r["settings"]["strategy"]["name"] == name][::-1]  # the first stays
-    return {r["seed"]: as_matrix(r)[-1] if name == "joint" else as_matrix(r).diagonal() for r in ceilings}
+def _references(records: Sequence[CellRecord]) -> dict[int, np.ndarray]:
+    """Return the accuracies a*_i by seed."""
+    done = finished(records)
+    name = reference_of([r.strategy for r in done])
+    ceilings = [r for r in done if r.strategy == name][::-1]  # the first stays
+    return {r.seed: r.outcome.matrix()[-1] if name == "joint" else r.outcome.matrix().diagonal() for r in ceilings}
 
 
 def _labels(scores: pd.DataFrame) -> list[str]:
@@ -159,7 +142,7 @@ def _against(scores: pd.DataFrame, other: str, score: str) -> pd.DataFrame:
 
 
 def _difference(own: pd.DataFrame, other: pd.DataFrame, score: str) -> tuple[Any, ...]:
-    """Give mean, interval, number of pairs and p of own − other."""
+    """Return mean, interval, number of pairs and p of own − other."""
     pairs = own.index.intersection(other.index)
     gain = own.loc[pairs, score] - other.loc[pairs, score]
     return (*mean_and_interval(gain), paired_p(gain))

@@ -1,0 +1,118 @@
+"""Experiments from Python: run a config, or load what a run has written, and get its tables and figures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mas.experiments.config.load import load_config
+from mas.experiments.config.schema import Experiment
+from mas.experiments.registry import kind_of
+from mas.experiments.report.sections import Headline
+from mas.experiments.report.write import write_report
+from mas.experiments.results import Results
+from mas.experiments.runner import Progress, read_folder, run_experiment
+from mas.experiments.store import Store
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of an experiment: its config, and its tables and figures.
+
+    Every table is an attribute: ``run.results`` (one row per accuracy), and by the kind of experiment
+    ``run.summary``, ``run.comparisons``, ``run.selection``, ``run.curves``, ``run.traces``, ``run.scores``, ...;
+    `tables` has all of them.
+
+    Attributes:
+        folder: that holds the run.
+        config: typed, with every default.
+        outcomes: the records of the cells, and what was chosen.
+        failed: one line for each cell that broke.
+    """
+
+    folder: Path
+    config: Experiment
+    outcomes: Results
+    failed: tuple[str, ...] = ()
+
+    @cached_property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Every table, by name."""
+        return kind_of(self.config).tables(self.config, self.outcomes)
+
+    @cached_property
+    def figures(self) -> dict[str, Figure]:
+        """Every figure, by name."""
+        return kind_of(self.config).figures(self.config, self.tables)
+
+    def figure(self, name: str) -> Figure:
+        """Return a figure by name.
+
+        Raises:
+            KeyError: there is none of this name.
+        """
+        if name not in self.figures:
+            raise KeyError(f"no figure {name!r}; this run has {', '.join(self.figures)}")
+        return self.figures[name]
+
+    def headline(self) -> Headline:
+        """Return the table that the command line shows."""
+        return kind_of(self.config).headline(self.config, self.tables)
+
+    def report(self) -> Headline:
+        """Write tables, figures and the page ``report.html`` into the folder; return their short form."""
+        return write_report(Store(self.folder), self.config, self.outcomes)
+
+    def __getattr__(self, name: str) -> pd.DataFrame:
+        if name.startswith("_") or name not in self.tables:
+            raise AttributeError(f"no table {name!r}; this run has {', '.join(self.tables)}")
+        return self.tables[name]
+
+
+def run(
+    config: str | Path | Mapping[str, Any],
+    changes: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    output: str | Path,
+    workers: int | None = None,
+    data: str | Path | None = None,
+    progress: Progress = lambda event: None,
+) -> Run:
+    """Train every cell of a config that ``output`` does not hold yet, and write tables, figures and a report.
+
+    Args:
+        config: a YAML file, or the same as a dict.
+        changes: values to change, such as ``{"training.epochs": 2}``.
+        output: the folder for the results. A run that was stopped goes on where it was.
+        workers: processes; by default one per core. Results do not depend on it.
+        data: where data sets are; by default the config's ``data_root``, or ``MAS_DATA``.
+        progress: called with `mas.experiments.Started` once, and `mas.experiments.CellEnded` for each cell.
+
+    Returns:
+        The run; cells that broke are in ``failed``.
+
+    Raises:
+        UserError: the config is wrong, or the folder holds something else.
+
+    >>> run("configs/split_digits.yaml", {"seeds": 2}, output="runs/small").summary  # doctest: +SKIP
+    """
+    given = [f"{key}={value}" for key, value in changes.items()] if isinstance(changes, Mapping) else changes
+    loaded = load_config(config, given, Path(data) if data else None)
+    outcome = run_experiment(loaded, Path(output), workers, progress)
+    made = Run(Path(output), loaded, outcome.results, tuple(outcome.failed))
+    if outcome.results.records:
+        made.report()
+    return made
+
+
+def load(folder: str | Path) -> Run:
+    """Return the run that a folder holds, as far as its cells are finished.
+
+    Raises:
+        UserError: ``mas run`` has not written it.
+    """
+    return Run(Path(folder), *read_folder(Path(folder)))

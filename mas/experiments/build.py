@@ -1,0 +1,172 @@
+"""Build what a cell trains: its benchmark, its network and its strategy, with random streams of their own."""
+
+import random
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from torch import Tensor, nn
+
+from mas.benchmarks.images import keep_on_device
+from mas.experiments.cell import CellSettings, CellTraining
+from mas.experiments.config.schema import ModelOptions, StrategyOptions
+from mas.experiments.errors import DivergedError
+from mas.experiments.networks import build_model
+from mas.experiments.seeds import stream_seed
+from mas.strategies import ImportancePlugin
+
+_EVAL_BATCH = 512
+
+
+def build_benchmark(settings: CellSettings, seed: int, validation: float | None = None) -> Any:
+    """Build the stream of a cell.
+
+    Args:
+        settings: of the cell.
+        seed: of the cell.
+        validation: the share of the training data to hold out, in place of the settings'.
+    """
+    stream = settings.benchmark
+    if validation is not None:
+        stream = stream.model_copy(update={"validation": validation})
+    benchmark = stream.entry(**stream.arguments(), seed=stream_seed(seed, "stream"))
+    if settings.training.device == "cuda":
+        keep_on_device(benchmark, "cuda", torch.cuda.mem_get_info()[0])
+    return benchmark
+
+
+def model_for(benchmark: Any, options: ModelOptions, seed: int) -> nn.Module:
+    """Build the network of a config for a benchmark: its input's shape, its classes, its tasks.
+
+    Args:
+        benchmark: whose training stream counts.
+        options: of the network.
+        seed, and what is raised: as for `mas.experiments.networks.build_model`.
+    """
+    outputs: dict[int, int] = {}
+    for experience in benchmark.train_stream:
+        classes = 1 + max(experience.classes_in_this_experience)
+        for task in experience.task_labels:
+            outputs[task] = max(outputs.get(task, 0), classes)
+    heads = [outputs[task] for task in sorted(outputs)]
+    shape = next(iter(benchmark.train_stream)).dataset[0][0].shape
+    return build_model(options.name, options.arguments(), shape, heads, seed, options.head == "growing")
+
+
+def build_strategy(settings: CellSettings, benchmark: Any, seed: int) -> Any:
+    """Build the strategy of a cell with its network, optimizer and random streams."""
+    model = model_for(benchmark, settings.model, stream_seed(seed, "initialisation"))
+    strategy = make_strategy(settings.strategy, model, settings.training, seed)
+    for plugin in strategy.plugins:
+        if isinstance(plugin, ImportancePlugin):
+            plugin.generator.manual_seed(stream_seed(seed, "importance"))
+    return strategy
+
+
+def make_strategy(options: StrategyOptions, model: nn.Module, training: CellTraining, seed: int) -> Any:
+    """Build a strategy, ours or Avalanche's. It logs nothing and ends a run whose loss is not finite.
+
+    Args:
+        options: of the strategy; a λ that is chosen continually begins at its start.
+        model: the network.
+        training: of the cell.
+        seed: of the cell.
+    """
+    arguments = options.arguments()
+    if options.continual_choice is not None:
+        arguments["lam"] = options.continual_choice.start
+    plugins: list[SupervisedPlugin[Any]] = [_RandomStreams(seed), _LossGuard()]
+    if training.is_annealed:
+        plugins.append(_LearningRate(training))
+    strategy = options.entry(
+        model=model,
+        optimizer=_optimizer(model, training),
+        criterion=_cross_entropy,
+        train_mb_size=training.batch_size,
+        train_epochs=training.epochs_of(0),
+        eval_mb_size=_EVAL_BATCH,
+        device=training.device,
+        plugins=plugins,
+        evaluator=_silent_evaluator(),
+        **arguments,
+    )
+    strategy.plugins.remove(strategy.evaluator)  # it has no metrics, and takes time in each iteration nevertheless
+    return strategy
+
+
+def _cross_entropy(output: Tensor, y: Tensor) -> Tensor:
+    """Return the mean loss; classes that a growing head does not have yet, which only evaluation shows, have p = 0."""
+    missing = int(y.max()) + 1 - output.shape[1] if not torch.is_grad_enabled() else 0
+    if missing > 0:
+        output = F.pad(output, (0, missing), value=-torch.inf)
+    return F.cross_entropy(output, y)
+
+
+def _optimizer(model: nn.Module, training: CellTraining) -> torch.optim.Optimizer:
+    parameters, lr, weight_decay = model.parameters(), training.lr, training.weight_decay
+    if training.optimizer == "sgd":
+        # one kernel a step; with momentum it breaks where a parameter gets its first gradient later than others
+        fused = not training.momentum
+        return torch.optim.SGD(parameters, lr, momentum=training.momentum, weight_decay=weight_decay, fused=fused)
+    return torch.optim.Adam(parameters, lr, weight_decay=weight_decay, fused=True)
+
+
+def _silent_evaluator() -> EvaluationPlugin:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "no loggers specified": that is what silent means
+        return EvaluationPlugin()
+
+
+class _LossGuard(SupervisedPlugin[Any]):
+    """End a run whose loss is not finite."""
+
+    def after_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        if not torch.isfinite(strategy.loss).all():
+            at = strategy.clock
+            raise DivergedError(
+                f"loss is {strategy.loss.item()} in experience {at.train_exp_counter}, "
+                f"epoch {at.train_exp_epochs}, iteration {at.train_epoch_iterations}"
+            )
+
+
+class _LearningRate(SupervisedPlugin[Any]):
+    """Set the learning rate of each epoch, counted from the beginning of its experience."""
+
+    def __init__(self, training: CellTraining):
+        super().__init__()
+        self.training = training
+
+    def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        rate = self.training.lr * self.training.rate_factor(strategy.clock.train_exp_epochs)
+        for group in strategy.optimizer.param_groups:
+            group["lr"] = rate
+
+
+class _RandomStreams(SupervisedPlugin[Any]):
+    """Reseed shuffling and training noise each epoch, whatever a strategy draws in between.
+
+    Avalanche's loaders and torch's dropout draw from the global stream. It is set anew before an
+    epoch's order is drawn, and again before the epoch's first step.
+    """
+
+    def __init__(self, seed: int):
+        super().__init__()
+        self.seed = seed
+
+    def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self._reseed("shuffling", strategy.clock)
+
+    def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        if strategy.clock.train_epoch_iterations == 0:
+            self._reseed("noise", strategy.clock)
+
+    def _reseed(self, name: str, clock: Any) -> None:
+        seed = stream_seed(self.seed, name, clock.train_exp_counter, clock.train_exp_epochs)
+        random.seed(seed)  # Avalanche's AGEM draws from it
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes milliseconds to ask for every device
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(seed)

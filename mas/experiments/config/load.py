@@ -1,0 +1,105 @@
+"""A YAML file, or plain data, becomes a typed config, or a list of one-line complaints."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from mas.benchmarks import set_data_root
+from mas.experiments.config.checks import check_run_labels
+from mas.experiments.config.complaints import complaints
+from mas.experiments.config.schema import Experiment
+from mas.experiments.config.search import Search, take_out_searches, with_values
+from mas.experiments.config.trial import try_config
+from mas.experiments.config.yaml_source import Source, nearest
+from mas.experiments.errors import UserError
+from mas.experiments.kind import Kind
+from mas.experiments.registry import KINDS
+
+
+def load_config(
+    source: Path | str | Mapping[str, Any],
+    changes: Sequence[str] = (),
+    data_root: Path | None = None,
+    try_data: bool = True,
+) -> Experiment:
+    """Read, change (``key.key=value``) and validate a config.
+
+    Args:
+        source: the path of a YAML file, or a config as plain data.
+        changes: values to change, in their order.
+        data_root: where data sets are, for this process and its workers; before the config's own
+            ``data_root``, and that before ``MAS_DATA``.
+        try_data: whether to load the data too, and try the model on them; not needed to read results.
+
+    Raises:
+        UserError: with one line for each thing that is wrong: where, what was found, what is allowed.
+    """
+    read = Source(source, changes)
+    kind = _kind(read)
+    data, searches = take_out_searches(read)
+    config = _validated(kind, read, data, searches)
+    _check_selection(kind, config, read)
+    _check_training(config, read)
+    kind.check(config, read)
+    check_run_labels([run.label for run in kind.plan(config)], read)
+    if root := data_root or config.data_root:
+        _look_in(Path(root).expanduser())
+    if try_data:
+        try_config(kind, config, read)
+    return config
+
+
+def _kind(source: Source) -> Kind[Any]:
+    name = source.data.get("experiment")
+    if isinstance(name, str) and name in KINDS:
+        return KINDS[name]
+    found = "missing" if name is None else f"found {name!r}{nearest(str(name), list(KINDS))}"
+    raise UserError(f"{source.where(('experiment',))}: {found}; allowed: {', '.join(KINDS)}")
+
+
+def _validated(kind: Kind[Any], source: Source, data: dict[str, Any], searches: Sequence[Search]) -> Experiment:
+    """Return the typed config; every value of a search is checked in its place."""
+    try:
+        config = kind.config.model_validate(data)
+    except ValidationError as error:
+        raise UserError(*complaints(source, kind.config, data, error, searches)) from None
+    for search in searches:
+        for number, value in enumerate(search.values):
+            changed = with_values(data, {search.place: value})
+            try:
+                kind.config.model_validate(changed)
+            except ValidationError as error:
+                tried = Search(search.place, (value,))
+                raise UserError(*complaints(source, kind.config, changed, error, [tried], number)) from None
+    return config.with_searches(searches)
+
+
+def _check_selection(kind: Kind[Any], config: Experiment, source: Source) -> None:
+    if not config.searches:
+        return
+    first = config.searches[0].place
+    selection = kind.selection(config)
+    if selection is None:
+        raise UserError(
+            f"{source.where((*first, 'select'))}: experiment: {kind.name} has no ACC to choose by; give one value"
+        )
+    if config.benchmark.validation:
+        where, name = source.where(("benchmark", "validation")), source.name(first[:2])
+        raise UserError(f"{where}: {name} holds out data by selection.validation; leave this out")
+    if both := set(selection.seeds) & set(config.seed_list()):
+        where = source.where(("selection", "seeds"))
+        raise UserError(f"{where}: found {min(both)}, for which results are reported; allowed: other seeds")
+
+
+def _check_training(config: Experiment, source: Source) -> None:
+    if config.training.momentum and config.training.optimizer != "sgd":
+        where = source.where(("training", "momentum"))
+        raise UserError(f"{where}: found momentum with {config.training.optimizer}; allowed: only with optimizer: sgd")
+
+
+def _look_in(root: Path) -> None:
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder for data sets; make it first, and they are downloaded into it")
+    set_data_root(root)

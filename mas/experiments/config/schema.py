@@ -1,0 +1,315 @@
+"""What any config may say: typed models, with their defaults, that the kinds of experiment share."""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, Self, TypeVar, Union
+
+from annotated_types import Gt
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Discriminator, Field, PrivateAttr, Tag, create_model
+
+from mas.benchmarks import DEFICITS, STREAMS
+from mas.benchmarks.deficits import FILLED_IN
+from mas.experiments.config.search import Choice, Search, put, value_at, with_values
+from mas.experiments.config.yaml_source import Key
+from mas.experiments.networks import MODELS
+from mas.experiments.options import EntryOptions, Options, models_of
+from mas.experiments.schedules import SCHEDULES
+from mas.strategies import PROBES, STRATEGIES, DataName
+
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]  # it becomes part of file names
+Count = Annotated[int, Gt(0)]
+Positive = Annotated[float, Gt(0)]
+Epoch = Annotated[int, Field(ge=0)]
+View = Literal["train", "test", "impaired_train", "impaired_test", "current"]
+T = TypeVar("T")
+
+
+def each_once(values: list[T]) -> list[T]:
+    """Return the values; raise ValueError if one stands twice."""
+    if any(value in values[:i] for i, value in enumerate(values)):
+        raise ValueError("each once")
+    return values
+
+
+Epochs = Annotated[list[Epoch], AfterValidator(each_once)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(each_once)]
+
+
+class NamedOptions(EntryOptions):
+    """An entry of a registry with a label, so that the same entry can stand there with other options."""
+
+    name: str
+    label: Label | None = None
+
+    def title(self) -> str:
+        """Return the label, or else the name."""
+        return self.label or self.name
+
+
+class ContinualChoice(Options):
+    """``lam: {select: continual}``: the framework of De Lange et al. 2021 (algorithm 1), one experience at a time.
+
+    Before each experience but the first a copy of the network learns it unprotected: the accuracy
+    A* on its held-out data is the most that plasticity can reach. Then copies learn it with the
+    strength ``start``, ``start · decay``, ... until the accuracy is at least (1 − ``drop``) A*. With
+    that strength the network itself then learns the whole experience; the next begins at ``start`` again.
+    The learning rate, which the paper chooses in the first step, is the config's. Streams that show
+    the same images in each experience (permuted, rotated) hold out the same ones each time: the
+    network has seen them before, in another form.
+    """
+
+    select: Literal["continual"]
+    start: Positive = 1000.0  # a thousand times the method's own default
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    drop: Annotated[float, Field(ge=0, lt=1)] = 0.2
+
+
+class StrategyOptions(NamedOptions):
+    """A strategy. The label of one whose numbers depend on the batch size says so."""
+
+    def title(self) -> str:
+        """Return the label, or else the name; with ``-batch`` where moments are of batch means."""
+        title = super().title()
+        per_batch = self.arguments().get("reduction") == "batch"
+        return f"{title}-batch" if per_batch and "batch" not in title else title
+
+    def each_strength(self) -> list[Self]:
+        """Return the strategy once for each of its strengths: a protection may list several."""
+        strengths = self.arguments().get("lam")
+        return [self.with_strength(lam) for lam in strengths] if isinstance(strengths, list) else [self]
+
+    @property
+    def continual_choice(self) -> ContinualChoice | None:
+        """How λ is chosen before each experience, if it is."""
+        lam = getattr(self, "lam", None) if "lam" in self.argument_names else None
+        return lam if isinstance(lam, ContinualChoice) else None
+
+    def with_strength(self, lam: float) -> Self:
+        """Return the same strategy with another λ."""
+        return self.model_copy(update={"lam": lam})
+
+
+class ModelOptions(EntryOptions):
+    """A network body, and the head that it gets."""
+
+    name: str
+    head: Literal["shared", "growing"] = (
+        "shared"  # growing: only the classes seen so far; one per task in task scenarios
+    )
+
+
+class DeficitOptions(NamedOptions):
+    """A deficit."""
+
+
+class ScheduledDeficit(DeficitOptions):
+    """A deficit and the epochs it lasts, counted over the whole stream."""
+
+    start: Epoch = 0  # the first impaired epoch
+    end: Count  # the first epoch that is clear again
+
+
+class ProbeOptions(NamedOptions):
+    """A probe: on which data it looks, and when."""
+
+    data: Annotated[list[View], Field(min_length=1), AfterValidator(each_once)] = Field(
+        default=["train"]
+    )  # current: as it is trained on
+    every: Count | Literal["end"] = 1
+    unit: Literal["epochs", "iterations"] = "epochs"
+    spacing: Literal["even", "log"] = "even"  # log: `every` looks for each factor of ten
+    max_samples: Count | None = None
+
+
+class StreamOptions(EntryOptions):
+    """A stream of experiences."""
+
+    stream: str
+    validation: float
+
+    def datasets_used(self) -> list[str | dict[str, Any]]:
+        """Return the name, or the map with name and options, of each data set."""
+        arguments = self.arguments()
+        return arguments["datasets"] if "datasets" in arguments else [arguments["dataset"]]
+
+
+class Selection(Options):
+    """On what values are chosen that say ``{select: ...}``."""
+
+    seeds: Seeds = Field(default_factory=lambda: [1000, 1001])  # none of those that results are reported for
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of the training data held out
+
+
+def one_of(models: Mapping[str, type[EntryOptions]], key: str, default: str | None = None) -> Any:
+    """Return the type of a map that ``key`` tells apart; where it is missing, ``default`` is meant."""
+
+    def with_default(value: Any) -> Any:
+        return {key: default, **value} if default and isinstance(value, dict) and key not in value else value
+
+    if len(models) == 1:
+        return Annotated[next(iter(models.values())), BeforeValidator(with_default)]
+    union: Any = Union[tuple(models.values())]  # noqa: UP007 - built from a list
+    return Annotated[union, Field(discriminator=key), BeforeValidator(with_default)]
+
+
+# What every Avalanche strategy takes is set by the experiment; the rest is the strategy's own.
+_NOT_OPTIONS = frozenset({*inspect.signature(STRATEGIES["naive"]).parameters, "plugins"})
+
+
+def _data_by_name(name: str, annotation: Any) -> Any:
+    """Return the type of a strategy's option: in YAML, ``data`` is a word."""
+    return DataName if name == "data" else annotation
+
+
+def _strategy_option(name: str, annotation: Any, default: Any) -> Any:
+    """Return the type of a strategy's option: λ may also be chosen continually."""
+    if name != "lam":
+        return _data_by_name(name, annotation)
+    continual: Any = create_model("continual_lam", __base__=ContinualChoice, start=(Positive, 1000.0 * default))
+    kinds = Annotated[annotation, Tag("value")] | Annotated[continual, Tag("continual")]
+    return Annotated[kinds, Discriminator(_lam_kind)]
+
+
+def _lam_kind(value: Any) -> str:
+    return "continual" if isinstance(value, dict | ContinualChoice) else "value"
+
+
+def _strength_list(name: str, annotation: Any, default: Any) -> Any:
+    """Return the type of a strategy's option where several strengths may stand side by side."""
+    if name == "lam":
+        return annotation | Annotated[list[annotation], Field(min_length=1)]
+    return _data_by_name(name, annotation)
+
+
+def _stream_option(name: str, annotation: Any, default: Any) -> Any:
+    """Return the type of a stream's option: in YAML, a deficit is a map."""
+    return one_of(STREAM_DEFICIT_MODELS, "name") if name == "deficit" else annotation
+
+
+SCHEDULE_MODELS = models_of(SCHEDULES, "name", leave_out={"epoch"})
+STREAM_DEFICIT_MODELS = models_of(DEFICITS, "name", leave_out=FILLED_IN)
+DEFICIT_MODELS = models_of(DEFICITS, "name", leave_out=FILLED_IN, base=DeficitOptions)
+SCHEDULED_DEFICIT_MODELS = models_of(DEFICITS, "name", leave_out=FILLED_IN, base=ScheduledDeficit)
+PROBE_MODELS = models_of(PROBES, "name", leave_out={"model", "batches", "forward"}, base=ProbeOptions)
+STREAM_MODELS = models_of(STREAMS, "stream", leave_out={"seed"}, base=StreamOptions, typed=_stream_option)
+MODEL_MODELS = models_of(MODELS, "name", leave_out={"shape"}, base=ModelOptions)
+STRATEGY_MODELS = models_of(STRATEGIES, "name", leave_out=_NOT_OPTIONS, base=StrategyOptions, typed=_strategy_option)
+PROTECTION_MODELS = models_of(STRATEGIES, "name", leave_out=_NOT_OPTIONS, base=StrategyOptions, typed=_strength_list)
+
+AnyStream: Any = one_of(STREAM_MODELS, "stream", "split")
+WholeStream: Any = one_of({"whole": STREAM_MODELS["whole"]}, "stream", "whole")
+AnyModel: Any = one_of(MODEL_MODELS, "name", "mlp")
+AnyStrategy: Any = one_of(STRATEGY_MODELS, "name")
+AnyProtection: Any = one_of(PROTECTION_MODELS, "name")
+AnyDeficit: Any = one_of(DEFICIT_MODELS, "name")
+AnyScheduledDeficit: Any = one_of(SCHEDULED_DEFICIT_MODELS, "name")
+AnyProbe: Any = one_of(PROBE_MODELS, "name")
+AnySchedule: Any = one_of(SCHEDULE_MODELS, "name")
+
+
+def probe_options(name: str, **options: Any) -> ProbeOptions:
+    """Return the options of a probe, checked."""
+    return PROBE_MODELS[name].model_validate({"name": name, **options})  # type: ignore[return-value]
+
+
+class Training(Options):
+    """How each experience is trained."""
+
+    epochs: Count | Annotated[list[Count], Field(min_length=1)] = 10  # of each experience, or one for all
+    batch_size: Count = 32
+    optimizer: Literal["adam", "sgd"] = "adam"
+    lr: Positive = 0.001
+    schedule: AnySchedule | None = None  # of lr; None is constant
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of sgd
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    reset_optimizer: bool = True  # forget the optimizer's state when an experience begins
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    def epochs_of(self, experience: int) -> int:
+        """Return the epochs of an experience."""
+        return self.epochs if isinstance(self.epochs, int) else self.epochs[experience]
+
+    def longest_epochs(self) -> int:
+        """Return the epochs of the experience that has the most."""
+        return self.epochs if isinstance(self.epochs, int) else max(self.epochs)
+
+    @property
+    def is_annealed(self) -> bool:
+        """Whether the learning rate changes over the epochs."""
+        return self.schedule is not None
+
+
+class Experiment(Options):
+    """What all experiments are told. Where a value is to be chosen, it is the first of its list."""
+
+    experiment: str
+    benchmark: AnyStream
+    model: AnyModel = MODEL_MODELS["mlp"]()
+    training: Training = Training()
+    seeds: Annotated[int, Field(gt=0, le=10_000)] | Seeds = 5
+    data_root: str | None = None  # where data sets are, or are downloaded to
+    _searches: tuple[Search, ...] = PrivateAttr(default=())
+
+    @property
+    def searches(self) -> tuple[Search, ...]:
+        """The places whose value is to be chosen, in the order of the config's fields."""
+        return self._searches
+
+    def with_searches(self, searches: Sequence[Search]) -> Self:
+        """Return the config with places whose value is to be chosen; values become those of the typed config."""
+        plain = self.model_dump(mode="json")
+        places = [place for place, _ in walk_plain(plain)]
+        typed = [Search(s.place, tuple(self._typed(s.place, value) for value in s.values)) for s in searches]
+        config = self.model_copy()
+        config._searches = tuple(sorted(typed, key=lambda search: places.index(search.place)))
+        return config
+
+    def with_choice(self, choice: Choice) -> Self:
+        """Return the config with a choice made."""
+        values = {search.place: value for search, value in zip(choice.searches, choice.values, strict=True)}
+        return type(self).model_validate(with_values(self.model_dump(mode="json"), values))
+
+    def plain(self) -> dict[str, Any]:
+        """Return the config as plain data, with every default; what is to be chosen stands as ``{select: [...]}``."""
+        data = self.model_dump(mode="json")
+        for search in self.searches:
+            put(data, search.place, {"select": list(search.values)})
+        return data
+
+    def seed_list(self) -> list[int]:
+        """Return the seeds: ``5`` means 0 to 4."""
+        return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+    def _typed(self, place: Key, value: Any) -> Any:
+        """Return a value as the typed config has it: 1 becomes 1.0 where a float is expected."""
+        changed = with_values(self.model_dump(mode="json"), {place: value})
+        return value_at(type(self).model_validate(changed).model_dump(mode="json"), place)
+
+
+P = TypeVar("P", bound=BaseModel)
+
+
+def parts_of(config: BaseModel, kind: type[P], place: Key = ()) -> Iterator[tuple[Key, P]]:
+    """Yield every part of a config that is of a type, with its place, in the order of the fields."""
+    for name, value in config:
+        for key, item in _items(name, value):
+            here = (*place, *key)
+            if isinstance(item, kind):
+                yield here, item
+            if isinstance(item, BaseModel):
+                yield from parts_of(item, kind, here)
+
+
+def walk_plain(data: Any, place: Key = ()) -> Iterator[tuple[Key, Any]]:
+    """Yield every value in plain data with its place, outer ones first."""
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for part, value in items:
+        yield (*place, part), value
+        yield from walk_plain(value, (*place, part))
+
+
+def _items(name: str, value: Any) -> Iterator[tuple[Key, Any]]:
+    if isinstance(value, list):
+        yield from (((name, i), item) for i, item in enumerate(value))
+    else:
+        yield (name,), value

@@ -1,0 +1,110 @@
+"""Values that are to be chosen: ``{select: [...]}`` in place of any value of a config."""
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from mas.experiments.config.yaml_source import Key, Source
+from mas.experiments.errors import UserError
+
+SELECT = "select"
+
+
+@dataclass(frozen=True)
+class Search:
+    """A place in a config whose value is chosen from a list."""
+
+    place: Key
+    values: tuple[Any, ...]
+
+    @property
+    def option(self) -> str:
+        """The name of the option: that of a strategy's own, or its whole path in the config."""
+        path = self.place[2:] if self.place[0] == "strategies" else self.place
+        return ".".join(map(str, path))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One value for each of some searches."""
+
+    searches: tuple[Search, ...]
+    values: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        """Return the choice as it stands in labels and tables, such as ``lam=0.1,norm=l2``."""
+        options = [search.option for search in self.searches]
+        texts = [value if isinstance(value, str) else json.dumps(value) for value in self.values]
+        return ",".join(f"{option}={text}" for option, text in zip(options, texts, strict=True))
+
+
+def candidates(searches: Sequence[Search]) -> list[Choice]:
+    """Return every combination of the values to choose from.
+
+    >>> lam, norm = Search(("strategies", 0, "lam"), (1, 10)), Search(("strategies", 0, "norm"), ("l2",))
+    >>> [str(choice) for choice in candidates([lam, norm])]
+    ['lam=1,norm=l2', 'lam=10,norm=l2']
+    """
+    combinations = itertools.product(*(search.values for search in searches))
+    return [Choice(tuple(searches), values) for values in combinations]
+
+
+def take_out_searches(source: Source) -> tuple[dict[str, Any], list[Search]]:
+    """Return the data of a file with the first value in place of each search, and the searches.
+
+    Raises:
+        UserError: a list to choose from has fewer than two values, or one of them twice.
+    """
+    data = deepcopy(source.data)
+    searches = [_search(source, place, value) for place, value in _selects(data, ())]
+    for search in searches:
+        put(data, search.place, search.values[0])
+    return data, searches
+
+
+def with_values(data: Mapping[str, Any], values: Mapping[Key, Any]) -> dict[str, Any]:
+    """Return plain data with other values at some places."""
+    changed = deepcopy(dict(data))
+    for place, value in values.items():
+        put(changed, place, value)
+    return changed
+
+
+def value_at(data: Any, place: Key) -> Any:
+    """Return the value at a place in plain data."""
+    for part in place:
+        data = data[part]
+    return data
+
+
+def put(data: Any, place: Key, value: Any) -> None:
+    """Set the value at a place in plain data."""
+    value_at(data, place[:-1])[place[-1]] = value
+
+
+def _selects(data: Any, place: Key) -> Iterator[tuple[Key, dict[str, Any]]]:
+    """Yield every map with the key ``select``, but not that of a λ chosen continually: a model checks it."""
+    if isinstance(data, dict) and SELECT in data and place:
+        if isinstance(data[SELECT], list) or place[-1] != "lam":
+            yield place, data
+        return
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for part, value in items:
+        yield from _selects(value, (*place, part))
+
+
+def _search(source: Source, place: Key, found: dict[str, Any]) -> Search:
+    values, others = found[SELECT], [key for key in found if key != SELECT]
+    where = source.where((*place, SELECT))
+    if others:
+        raise UserError(f"{source.where((*place, others[0]))}: unknown key; allowed: {SELECT}")
+    if not isinstance(values, list):
+        raise UserError(f"{where}: found {values!r}; allowed: a list of values")
+    if len(values) < 2:
+        raise UserError(f"{where}: found {values}; allowed: a list of at least two values")
+    if any(value in values[:i] for i, value in enumerate(values)):
+        raise UserError(f"{where}: found {values}; allowed: values to choose from, each once")
+    return Search(place, tuple(values))

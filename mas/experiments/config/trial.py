@@ -1,0 +1,146 @@
+"""Build everything of a config once, in small: only that shows what the data hold, and whether all parts fit."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from avalanche.models.dynamic_modules import avalanche_model_adaptation
+from torch import nn
+
+from mas.benchmarks import DATASETS, DeficitPlugin, make_deficit
+from mas.experiments.build import make_strategy, model_for
+from mas.experiments.cell import CellSettings, CellTraining
+from mas.experiments.config.schema import (
+    DeficitOptions,
+    Experiment,
+    ProbeOptions,
+    ScheduledDeficit,
+    StrategyOptions,
+    parts_of,
+)
+from mas.experiments.config.search import candidates
+from mas.experiments.config.yaml_source import Key, Source, nearest
+from mas.experiments.errors import UserError
+from mas.experiments.kind import Kind
+from mas.strategies.samples import by_task_labels
+
+
+def try_config(kind: Kind[Any], config: Experiment, source: Source) -> None:
+    """Build benchmark, network and strategies once, impair a batch, and take each probe of a few samples.
+
+    Raises:
+        UserError: where in the config the mistake is, and what it is.
+    """
+    benchmark = _try_benchmark(kind, config, source)
+    with _said_at(source, ("model",)):
+        model = model_for(benchmark, config.model, seed=0)
+    every = [run.settings for run in kind.plan(config)]
+    _try_epochs(config, benchmark, every, source)
+    _try_smallest_batch(config, benchmark, model, source)
+    _try_strategies(config, model, source)
+    _try_deficits(config, benchmark, source)
+    _try_probes(config, benchmark, model, source)
+
+
+def _try_benchmark(kind: Kind[Any], config: Experiment, source: Source) -> Any:
+    _check_datasets(config, source)
+    stream = config.benchmark
+    with _said_at(source, ("benchmark",)):
+        benchmark = stream.entry(**stream.arguments())
+    selection = kind.selection(config)
+    chooses = config.searches or any(s.continual_choice for _, s in parts_of(config, StrategyOptions))
+    if selection is not None and chooses:
+        with _said_at(source, ("selection", "validation")):
+            stream.entry(**stream.arguments() | {"validation": selection.validation})
+    return benchmark
+
+
+def _check_datasets(config: Experiment, source: Source) -> None:
+    for place, name in _named_datasets(config.benchmark.arguments()):
+        if not isinstance(name, str) or name not in DATASETS:
+            found = f"found {name!r}{nearest(str(name), list(DATASETS))}"
+            raise UserError(f"{source.where(('benchmark', *place))}: {found}; allowed: {', '.join(DATASETS)}")
+
+
+def _named_datasets(options: dict[str, Any]) -> list[tuple[Key, Any]]:
+    """Return each data set's place in a stream's options, and its name."""
+    specs: list[tuple[Key, Any]] = [(("dataset",), options["dataset"])] if "dataset" in options else []
+    specs += [(("datasets", i), spec) for i, spec in enumerate(options.get("datasets", ()))]
+    return [((*key, "name"), s.get("name")) if isinstance(s, dict) else (key, s) for key, s in specs]
+
+
+def _try_epochs(config: Experiment, benchmark: Any, every: list[CellSettings], source: Source) -> None:
+    size, epochs = len(benchmark.train_stream), config.training.epochs
+    if not isinstance(epochs, int) and len(epochs) != size:
+        where = source.where(("training", "epochs"))
+        raise UserError(f"{where}: found {len(epochs)} numbers; allowed: one for all, or {size}")
+    with _said_at(source, ("training", "schedule")):
+        for settings in every:
+            settings.training.rate_factor(settings.training.longest_epochs() - 1)
+
+
+def _try_smallest_batch(config: Experiment, benchmark: Any, model: nn.Module, source: Source) -> None:
+    """Where a last batch would be of a single image, see that the model can be trained on it: BatchNorm cannot."""
+    size = config.training.batch_size
+    alone = next((e for e in benchmark.train_stream if len(e.dataset) % size == 1), None)
+    if alone is None:
+        return
+    one = deepcopy(model).train()
+    avalanche_model_adaptation(one, alone)
+    try:
+        by_task_labels(one, alone.dataset.eval().batch([0]))
+    except ValueError:
+        where, number = source.where(("training", "batch_size")), len(alone.dataset)
+        raise UserError(
+            f"{where}: found {size}, which leaves a last batch of 1 of {number} images, too few for BatchNorm; "
+            "choose another"
+        ) from None
+
+
+def _try_strategies(config: Experiment, model: nn.Module, source: Source) -> None:
+    variants = [config]
+    for search in config.searches:
+        variants += [config.with_choice(choice) for choice in candidates([search])]
+    training = CellTraining(**config.training.model_dump() | {"device": "cpu"})
+    for variant in variants:
+        for place, options in parts_of(variant, StrategyOptions):
+            with _said_at(source, place):
+                for one in options.each_strength():
+                    make_strategy(one, model, training, 0)
+
+
+def _try_deficits(config: Experiment, benchmark: Any, source: Source) -> None:
+    """Impair one small batch, and see that scheduled deficits end within the training."""
+    x, y, *_ = _few(benchmark)
+    for place, deficit in parts_of(config, DeficitOptions):
+        with _said_at(source, place):
+            spec = {"name": deficit.name, **deficit.arguments()}
+            make_deficit(spec, int(y.max()) + 1)(x, y, torch.Generator())
+    size = len(benchmark.train_stream)
+    for place, deficit in parts_of(config, ScheduledDeficit):
+        total = sum(config.training.epochs_of(t) for t in range(size))
+        with _said_at(source, place):
+            DeficitPlugin(lambda x, y, generator: (x, y), deficit.start, deficit.end, epochs=total)
+
+
+def _try_probes(config: Experiment, benchmark: Any, model: nn.Module, source: Source) -> None:
+    avalanche_model_adaptation(model.train(), benchmark.train_stream[0])  # a growing head has no classes before
+    for place, probe in parts_of(config, ProbeOptions):
+        with _said_at(source, place):
+            probe.entry(model, [_few(benchmark)], by_task_labels, **probe.arguments())
+
+
+def _few(benchmark: Any) -> list[Any]:
+    data = benchmark.train_stream[0].dataset.eval()
+    return data.batch(range(min(8, len(data))))
+
+
+@contextmanager
+def _said_at(source: Source, place: Key) -> Iterator[None]:
+    """Say where in the config a mistake is that only building shows."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{source.where(place)}: {error}") from None

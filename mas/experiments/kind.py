@@ -1,0 +1,62 @@
+"""What a kind of experiment provides: everything that only this kind knows, in one folder under ``kinds``."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from mas.experiments.cell import CellSettings
+from mas.experiments.config.schema import Experiment, Selection
+from mas.experiments.config.yaml_source import Source
+from mas.experiments.errors import UserError
+from mas.experiments.report.sections import Headline, Page
+from mas.experiments.results import Results
+
+C = TypeVar("C", bound=Experiment)
+Tables = Mapping[str, pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """What is trained with each seed, under a label by which results are told apart."""
+
+    label: str
+    settings: CellSettings
+
+
+def _refuse_comparison(first: Results, second: Results) -> pd.DataFrame:
+    raise UserError("only runs of experiment: forgetting can be compared")
+
+
+@dataclass(frozen=True)
+class Kind(Generic[C]):
+    """One kind of experiment: a config model, and functions of it.
+
+    A config is checked and planned; its cells, the runs times the seeds, are trained; tables are made
+    of what they leave; figures and the page are made of the tables alone.
+
+    Attributes:
+        name: as in ``experiment: name``.
+        config: the model of what a config may say.
+        plan: what is trained, in the order of the tables; labels are unique.
+        tables: the tables of a run, by the names of their files.
+        page: what people read of a run.
+        headline: what a terminal shows of a run.
+        figures: by the names of their files.
+        check: raises UserError for what the types cannot say.
+        selection: on what data values are chosen by their final ACC; None if this kind cannot choose.
+        compare: the differences of two runs; raises UserError where there is nothing to compare.
+    """
+
+    name: str
+    config: type[C]
+    plan: Callable[[C], list[PlannedRun]]
+    tables: Callable[[C, Results], dict[str, pd.DataFrame]]
+    page: Callable[[C, Tables], Page]
+    headline: Callable[[C, Tables], Headline]
+    figures: Callable[[C, Tables], dict[str, Figure]] = lambda config, tables: {}
+    check: Callable[[C, Source], Any] = lambda config, source: None
+    selection: Callable[[C], Selection | None] = lambda config: None
+    compare: Callable[[Results, Results], pd.DataFrame] = _refuse_comparison

@@ -1,0 +1,1 @@
+"""The kinds of experiment, a folder each: config, plan, tables, figures, page."""

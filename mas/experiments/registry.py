@@ -1,0 +1,17 @@
+"""The kinds of experiment by name: the only place that lists them."""
+
+from typing import Any
+
+from mas.experiments.config.schema import Experiment
+from mas.experiments.kind import Kind
+from mas.experiments.kinds.consolidated_deficit import CONSOLIDATED_DEFICIT
+from mas.experiments.kinds.critical_period import CRITICAL_PERIOD
+from mas.experiments.kinds.forgetting import FORGETTING
+
+KINDS: dict[str, Kind[Any]] = {kind.name: kind for kind in (FORGETTING, CRITICAL_PERIOD, CONSOLIDATED_DEFICIT)}
+"""Name in YAML -> kind of experiment."""
+
+
+def kind_of(config: Experiment) -> Kind[Any]:
+    """Return the kind of a config."""
+    return KINDS[config.experiment]

@@ -1,0 +1,44 @@
+"""What people read of a run, as typed parts: every kind of experiment fills these in, one page shows them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+Rows = Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings and rows of text."""
+
+    headings: Sequence[str]
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page: a heading, and what stands below it."""
+
+    title: str
+    text: str = ""
+    table: Table | None = None
+    figures: Sequence[str] = ()  # names
+    note: str = ""  # below the table
+    small: bool = False  # figures stand side by side
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that is said of a run; the config and what diverged are added by the page itself."""
+
+    subject: str
+    introduction: str
+    sections: Sequence[Section]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What a terminal shows of a run."""
+
+    title: str
+    table: Table
+    notes: Sequence[str] = field(default_factory=tuple)

@@ -1,0 +1,62 @@
+"""Numbers as people read them."""
+
+import numpy as np
+import pandas as pd
+
+from mas.experiments.report.sections import Table
+
+_FEW_SEEDS = (
+    " With fewer than five seeds the interval cannot be wide enough: at three it covers the mean three times in four, "
+    "at two every other time."
+)
+PAIRED = (
+    "Percent; mean over {seeds} seeds with the 95 % interval (expanded percentile bootstrap); differences are paired "
+    "by seed, p of the paired t-test, adjusted by Holm's method."
+)
+SOME_DIVERGED = " Seeds that diverged are in no mean; points that lack some are open."
+
+
+def percent(mean: float, low: float = np.nan, high: float = np.nan) -> str:
+    """Return a share as percent, with its interval if it has one; "–" if there is none."""
+    return number(100 * mean, 100 * low, 100 * high, ".1f")
+
+
+def number(mean: float, low: float = np.nan, high: float = np.nan, form: str = ".3g") -> str:
+    """Return a number with its interval if it has one; "–" if there is none."""
+    if np.isnan(mean):
+        return "–"
+    return f"{mean:{form}}" if np.isnan(low) else f"{mean:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def p_value(value: float) -> str:
+    """Return a p-value with two digits; "–" if nothing was tested."""
+    return number(value, form=".2g")
+
+
+def few_seeds(seeds: int) -> str:
+    """Return what intervals of few seeds are worth, or nothing where there are enough."""
+    return _FEW_SEEDS if seeds < 5 else ""
+
+
+def of_fewer(n: int, expected: int) -> str:
+    """Return of how many seeds a number is, where it is of some but not all: a run it is compared with diverged."""
+    return f" ({n} of {expected} seeds)" if 0 < n < expected else ""
+
+
+def with_diverged(shown: Table, table: pd.DataFrame) -> Table:
+    """Add how many seeds of each row diverged, where any did.
+
+    Args:
+        shown: headings and rows.
+        table: with the columns ``n`` and ``diverged``, a row for each row shown.
+    """
+    if not table["diverged"].any():
+        return shown
+    told = [f"{r.diverged} of {r.n + r.diverged}" if r.diverged else "" for r in table.itertuples()]
+    rows = [[*row, cell] for row, cell in zip(shown.rows, told, strict=True)]
+    return Table([*shown.headings, "diverged"], rows)
+
+
+def diverged_text(table: pd.DataFrame) -> str:
+    """Return what is done about seeds that diverged, if any did."""
+    return SOME_DIVERGED if table["diverged"].any() else ""

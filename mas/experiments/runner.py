@@ -1,0 +1,233 @@
+"""The main job: cells that are not done yet are trained; those first that choose values."""
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+
+import torch
+
+from mas.benchmarks import fingerprint
+from mas.experiments.cell import Cell
+from mas.experiments.config.load import load_config
+from mas.experiments.config.schema import Experiment
+from mas.experiments.config.search import Choice
+from mas.experiments.errors import UserError
+from mas.experiments.plan import Plan
+from mas.experiments.record import Outcome
+from mas.experiments.results import Results, Tried, best
+from mas.experiments.store import Store
+from mas.experiments.training import train_cell
+
+
+@dataclass(frozen=True)
+class Started:
+    """The folder is taken, and cells are about to be trained."""
+
+    folder: Path
+    kept: int  # cells that are finished already
+    total: int
+
+
+@dataclass(frozen=True)
+class CellEnded:
+    """A cell was trained, diverged or failed."""
+
+    cell: Cell
+    status: str  # "finished", "diverged" or "failed"
+    reason: str | None = None
+    seconds: float | None = None
+
+    def __str__(self) -> str:
+        """Return the event in one line, such as ``mas-seed0: finished, 1.2 s``."""
+        reason = f" ({self.reason})" if self.reason else ""
+        seconds = "" if self.seconds is None else f", {self.seconds:.1f} s"
+        return f"{self.cell.id}: {self.status}{reason}{seconds}"
+
+
+Progress = Callable[[Started | CellEnded], None]
+
+
+@dataclass
+class RunOutcome:
+    """What a run came to."""
+
+    results: Results
+    kept: int  # cells that were finished before
+    failed: list[str] = field(default_factory=list)  # one line for each cell that broke
+
+
+def run_experiment(
+    config: Experiment, folder: Path, workers: int | None = None, progress: Progress = lambda event: None
+) -> RunOutcome:
+    """Train every cell of a config that ``folder`` does not hold yet: first those that choose values.
+
+    Args:
+        config: from `mas.experiments.config.load.load_config`.
+        folder: for the results; finished cells in it are kept, others' results are refused.
+        workers: processes; by default one per core. Results do not depend on it.
+        progress: called once the folder is taken, and with each cell as it ends.
+
+    Raises:
+        UserError: the folder holds other results or cannot be written; there is no such device.
+    """
+    if config.training.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("training.device: found 'cuda', but torch sees no GPU here; set training.device=cpu")
+    plan, store, workers = Plan(config), Store(folder), workers or default_workers()
+    kept = _claim(plan, store)
+    progress(Started(folder, kept, len(plan.every_cell())))
+    failed = _train_all(plan.trying_cells(), store, workers, progress)
+    chosen = choices(plan, read_tries(plan, store))
+    cells = plan.cells(chosen)
+    store.refuse_others(cells)
+    failed += _train_all(cells, store, workers, progress)
+    results = read_results(config, store)
+    if not failed:
+        failed = [f"{x}: every value tried diverged; give others" for x in results.tries if x not in results.chosen]
+    return RunOutcome(results, kept, failed)
+
+
+def default_workers() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read_folder(folder: Path) -> tuple[Experiment, Results]:
+    """Return config and results of a folder that ``mas run`` has written.
+
+    Raises:
+        UserError: it is none, or it was written by another version of this library.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: holds no config.yaml; expected a folder that mas run has written")
+    config = load_config(folder / "config.yaml", try_data=False)
+    return config, read_results(config, Store(folder))
+
+
+def read_results(config: Experiment, store: Store) -> Results:
+    """Return what the finished cells of a config left, in the config's order.
+
+    Raises:
+        UserError: cells of these names were run with other settings.
+    """
+    plan = Plan(config)
+    tries = read_tries(plan, store)
+    chosen = choices(plan, tries)
+    cells = sorted(plan.cells(chosen), key=lambda cell: plan.labels.index(cell.label))
+    store.refuse_others(cells, plan.waiting(chosen))
+    records = [record for cell in cells if (record := store.read(cell))]
+    return Results(records, tries, chosen)
+
+
+def read_tries(plan: Plan, store: Store) -> dict[str, list[Tried]]:
+    """Return, by label, each choice with the records of its finished cells."""
+    return {
+        label: [Tried(one.choice, [r for cell in one.cells if (r := store.read(cell))]) for one in tries]
+        for label, tries in plan.tries.items()
+    }
+
+
+def choices(plan: Plan, tries: dict[str, list[Tried]]) -> dict[str, Choice]:
+    """Return, by label, the best choice, where every try is finished and not each one diverged."""
+    chosen = {}
+    for label, own in tries.items():
+        expected = [len(one.cells) for one in plan.tries[label]]
+        complete = [len(tried.records) for tried in own] == expected
+        if complete and (choice := best(own)) is not None:
+            chosen[label] = choice
+    return chosen
+
+
+def _claim(plan: Plan, store: Store) -> int:
+    """Take the folder for the cells of a plan; return how many of them are finished already."""
+    chosen = choices(plan, read_tries(plan, store)) if store.folder.is_dir() else {}
+    cells, waiting = [*plan.trying_cells(), *plan.cells(chosen)], plan.waiting(chosen)
+    store.claim(plan.config.plain(), cells, waiting, _fingerprints(plan.config))
+    return sum(store.read(cell) is not None for cell in cells)
+
+
+def _fingerprints(config: Experiment) -> dict[str, str]:
+    specs = config.benchmark.datasets_used()
+    return {spec if isinstance(spec, str) else json.dumps(spec): fingerprint(spec) for spec in specs}
+
+
+def _train_all(cells: Sequence[Cell], store: Store, workers: int, progress: Progress) -> list[str]:
+    """Train and keep the cells that are not finished; return a line for each that broke."""
+    failed = []
+    missing = [cell for cell in cells if store.read(cell) is None]
+    for cell, outcome in _train(missing, workers):
+        if isinstance(outcome, str):
+            failed.append(f"{cell.id}: {outcome}")
+            progress(CellEnded(cell, "failed"))
+        else:
+            store.save(cell, outcome)
+            progress(CellEnded(cell, outcome.status, outcome.reason, outcome.seconds))
+    return failed
+
+
+def _train(cells: Sequence[Cell], workers: int) -> Iterator[tuple[Cell, Outcome | str]]:
+    workers = min(workers, len(cells))
+    if workers <= 1:
+        for cell in cells:
+            yield cell, _attempt(cell)
+        return
+    # spawn: a fork of a process that has used torch's threads can hang
+    with ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool:
+        with _main_module_hidden():
+            futures = {pool.submit(_attempt, cell): cell for cell in cells}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process died, perhaps for lack of memory; "
+                "finished cells are kept: run again with fewer --workers"
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _main_module_hidden() -> Iterator[None]:
+    """Keep workers from importing the caller's script again.
+
+    A spawned process imports ``__main__`` first, so that what is defined there can be unpickled. Cells
+    need nothing of it, and a script without an ``if __name__ == "__main__"`` guard would run again.
+    """
+    main = vars(sys.modules["__main__"])
+    shown = dict(main)
+    main["__spec__"] = None
+    main.pop("__file__", None)
+    try:
+        yield
+    finally:
+        main.update({name: shown[name] for name in ("__spec__", "__file__") if name in shown})
+
+
+def _end_with_parent() -> None:
+    """End a worker when the run was killed: it would wait for work, and hold its memory, for ever."""
+    parent = parent_process()
+
+    def wait_for_end() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
+
+
+def _attempt(cell: Cell) -> Outcome | str:
+    """Train a cell; return in words what broke, so that one cell does not stop the others."""
+    try:
+        return train_cell(cell)
+    except UserError as error:
+        return str(error)
+    except Exception as error:  # noqa: BLE001 - shown with the cell's name, and the run exits with 1
+        return f"{type(error).__name__}: {error}"

@@ -1,0 +1,35 @@
+"""Learning-rate schedules: factors of the learning rate by epoch."""
+
+import math
+from collections.abc import Callable
+from typing import Annotated
+
+from annotated_types import Gt, Le
+
+Count = Annotated[int, Gt(0)]
+Share = Annotated[float, Gt(0), Le(1)]
+
+
+def exponential(epoch: int, decay: Share = 0.97) -> float:
+    """Return decayᵉ: the rate falls by the same factor each epoch."""
+    return decay**epoch
+
+
+def step(epoch: int, every: Count = 30, decay: Share = 0.1) -> float:
+    """Return a factor that falls by ``decay`` after every ``every`` epochs."""
+    return decay ** (epoch // every)
+
+
+def cosine(epoch: int, epochs: Count = 200) -> float:
+    """Return half a cosine wave: from 1 down to 0 after ``epochs`` epochs (Loshchilov 2017).
+
+    Raises:
+        ValueError: the epoch is past the end of the wave.
+    """
+    if epoch >= epochs:
+        raise ValueError(f"schedule cosine: epochs is {epochs}, and there are more to train; give at least {epoch + 1}")
+    return (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+SCHEDULES: dict[str, Callable[..., float]] = {f.__name__: f for f in (exponential, step, cosine)}
+"""Name in YAML -> function of (epoch, options)."""
