@@ -19,6 +19,7 @@ from sklearn.model_selection import train_test_split
 from mas.benchmarks.folders import DataError, Tree, find_tree, read_images
 from mas.benchmarks.images import Images, Pair
 from mas.benchmarks.loading import AVALANCHE, both, data_root, of_files, opened, pixels_of
+from mas.imports import IMPORT, check_options, import_function
 
 Size = Annotated[int, Gt(0)]
 Share = Annotated[float, Gt(0), Lt(1)]
@@ -183,6 +184,8 @@ def load_dataset(spec: str | dict[str, Any]) -> Pair:
     """
     options = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = options.pop("name", None)
+    if name == IMPORT:
+        return _imported(**options)
     if not isinstance(name, str) or name not in DATASETS:
         raise ValueError(f"dataset is {name!r}; known are {', '.join(DATASETS)}")
     known = list(inspect.signature(DATASETS[name]).parameters)
@@ -229,6 +232,20 @@ def hold_out(images: Images, share: float, name: str = "validation", seed: int =
 
 
 _TEST = ("test", "val", "valid")
+
+
+def _imported(function: str, **options: Any) -> Pair:
+    """Return the (train, test) of a function of the user's own."""
+    check_options(import_function(function), options, (), function)
+    return _load_imported(function, tuple(sorted(options.items())))
+
+
+@cache
+def _load_imported(function: str, options: tuple[tuple[str, Any], ...]) -> Pair:
+    found = import_function(function)(**dict(options))
+    if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Images) for part in found)):
+        raise ValueError(f"{function} returned {type(found).__name__}; expected (train, test) of mas.benchmarks.Images")
+    return found
 
 
 @cache

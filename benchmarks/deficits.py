@@ -21,6 +21,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
 from mas.benchmarks.images import Images
+from mas.imports import IMPORT, check_options, import_function
 
 Count = Annotated[int, Gt(0)]
 Batch = tuple[Tensor, Tensor]
@@ -127,7 +128,7 @@ FILLED_IN = frozenset({"x", "y", "generator", "classes", "seed"})  # arguments t
 
 
 def make_deficit(spec: DeficitSpec, classes: int, seed: int = 0) -> Deficit:
-    """Give a deficit by its name, or by a map with ``name`` and its options; one that is there already stays.
+    """Return a deficit by its name, or by a map with ``name`` and its options; a function is returned as it is.
 
     Args:
         spec: what it is.
@@ -141,14 +142,13 @@ def make_deficit(spec: DeficitSpec, classes: int, seed: int = 0) -> Deficit:
         return spec
     options = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = options.pop("name", None)
-    if name not in DEFICITS:
+    if name not in (*DEFICITS, IMPORT):
         raise ValueError(f"deficit is {name!r}; known are {', '.join(DEFICITS)}")
-    takes = inspect.signature(DEFICITS[name]).parameters
-    if unknown := options.keys() - (takes.keys() - FILLED_IN):
-        known = ", ".join(key for key in takes if key not in FILLED_IN) or "none"
-        raise ValueError(f"deficit {name} has no option {min(unknown)!r}; it has: {known}")
+    function = import_function(options.pop("function")) if name == IMPORT else DEFICITS[name]
+    check_options(function, options, FILLED_IN, f"deficit {name}")
+    takes = inspect.signature(function).parameters
     given = {key: value for key, value in (("classes", classes), ("seed", seed)) if key in takes}
-    return partial(DEFICITS[name], **options, **given)
+    return partial(function, **options, **given)
 
 
 def impaired(images: Images, deficit: Deficit, seed: int = 0) -> Images:

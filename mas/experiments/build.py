@@ -2,19 +2,20 @@
 
 import random
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
-from torch import Tensor, nn
+from torch import nn
 
 from mas.benchmarks.images import keep_on_device
 from mas.experiments.cell import CellSettings, CellTraining
 from mas.experiments.config.schema import ModelOptions, StrategyOptions
 from mas.experiments.errors import DivergedError
 from mas.experiments.networks import build_model
+from mas.experiments.optimizers import make_optimizer
 from mas.experiments.seeds import stream_seed
 from mas.strategies import ImportancePlugin
 
@@ -29,12 +30,11 @@ def build_benchmark(settings: CellSettings, seed: int, validation: float | None 
         seed: of the cell.
         validation: the share of the training data to hold out, in place of the settings'.
     """
-    stream = settings.benchmark
-    if validation is not None:
-        stream = stream.model_copy(update={"validation": validation})
+    stream = settings.benchmark if validation is None else settings.benchmark.holding_out(validation)
     benchmark = stream.entry(**stream.arguments(), seed=stream_seed(seed, "stream"))
-    if settings.training.device == "cuda":
-        keep_on_device(benchmark, "cuda", torch.cuda.mem_get_info()[0])
+    device = settings.training.device
+    if device.startswith("cuda"):
+        keep_on_device(benchmark, device, torch.cuda.mem_get_info(device)[0])
     return benchmark
 
 
@@ -53,7 +53,8 @@ def model_for(benchmark: Any, options: ModelOptions, seed: int) -> nn.Module:
             outputs[task] = max(outputs.get(task, 0), classes)
     heads = [outputs[task] for task in sorted(outputs)]
     shape = next(iter(benchmark.train_stream)).dataset[0][0].shape
-    return build_model(options.name, options.arguments(), shape, heads, seed, options.head == "growing")
+    make_body = partial(options.entry, **options.arguments())
+    return build_model(make_body, shape, heads, seed=seed, growing=options.head == "growing")
 
 
 def build_strategy(settings: CellSettings, benchmark: Any, seed: int) -> Any:
@@ -84,7 +85,7 @@ def make_strategy(options: StrategyOptions, model: nn.Module, training: CellTrai
     strategy = options.entry(
         model=model,
         optimizer=_optimizer(model, training),
-        criterion=_cross_entropy,
+        criterion=partial(training.loss.entry, **training.loss.arguments()),
         train_mb_size=training.batch_size,
         train_epochs=training.epochs_of(0),
         eval_mb_size=_EVAL_BATCH,
@@ -97,21 +98,15 @@ def make_strategy(options: StrategyOptions, model: nn.Module, training: CellTrai
     return strategy
 
 
-def _cross_entropy(output: Tensor, y: Tensor) -> Tensor:
-    """Return the mean loss; classes that a growing head does not have yet, which only evaluation shows, have p = 0."""
-    missing = int(y.max()) + 1 - output.shape[1] if not torch.is_grad_enabled() else 0
-    if missing > 0:
-        output = F.pad(output, (0, missing), value=-torch.inf)
-    return F.cross_entropy(output, y)
-
-
 def _optimizer(model: nn.Module, training: CellTraining) -> torch.optim.Optimizer:
-    parameters, lr, weight_decay = model.parameters(), training.lr, training.weight_decay
-    if training.optimizer == "sgd":
-        # one kernel a step; with momentum it breaks where a parameter gets its first gradient later than others
-        fused = not training.momentum
-        return torch.optim.SGD(parameters, lr, momentum=training.momentum, weight_decay=weight_decay, fused=fused)
-    return torch.optim.Adam(parameters, lr, weight_decay=weight_decay, fused=True)
+    return make_optimizer(
+        training.optimizer.name,
+        model,
+        lr=training.lr,
+        weight_decay=training.weight_decay,
+        momentum=training.momentum,
+        options=training.optimizer.options(),
+    )
 
 
 def _silent_evaluator() -> EvaluationPlugin:

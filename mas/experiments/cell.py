@@ -69,7 +69,7 @@ class CellSettings(Options):
 
     def held_out(self, validation: float) -> Self:
         """Return the settings of a try: tested on held-out training data, with nothing else measured."""
-        benchmark = self.benchmark.model_copy(update={"validation": validation})
+        benchmark = self.benchmark.holding_out(validation)
         return self.model_copy(update={"benchmark": benchmark, "probes": [], "selection": None})
 
 

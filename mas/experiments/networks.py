@@ -1,7 +1,6 @@
 """Networks by name, with heads as the scenario asks: one shared, one that grows, or one per task."""
 
 import importlib
-import inspect
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
@@ -120,22 +119,6 @@ def torchvision_model(shape: Sequence[int], model: str, weights: str | None = No
     return _on_colour(shape, _without_head(get_model(model, weights=weights)))
 
 
-def imported(shape: Sequence[int], function: str, options: dict[str, Any] = {}) -> nn.Module:  # noqa: B006 - never changed
-    """Your own: ``function: package.module:name`` is called with the input shape and gives a body."""
-    module, _, name = function.partition(":")
-    try:
-        make = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"function is {function!r}; expected package.module:name that can be imported ({error})"
-        ) from None
-    try:
-        inspect.signature(make).bind(shape, **options)
-    except TypeError as error:
-        raise ValueError(f"function {function} does not take the input shape and these options: {error}") from None
-    return make(shape, **options)
-
-
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
     "lenet": lenet,
@@ -147,31 +130,34 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "alexnet": alexnet,
     "vit_tiny": vit_tiny,
     "torchvision": torchvision_model,
-    "import": imported,
 }
 """Name in YAML -> function of (input shape, options) that gives the body; a head goes on top."""
 
 
 def build_model(
-    name: str, options: dict[str, Any], shape: Sequence[int], classes: Sequence[int], seed: int, growing: bool = False
+    make_body: Callable[[Sequence[int]], nn.Module],
+    shape: Sequence[int],
+    classes: Sequence[int],
+    *,
+    seed: int,
+    growing: bool = False,
 ) -> nn.Module:
     """Build a network whose initial weights depend on ``seed`` alone.
 
     Args:
-        name: a name in `MODELS`.
-        options: that function's other arguments.
+        make_body: ``make_body(shape)`` returns the body, such as a function of `MODELS` with its options.
         shape: of one input, without the sample axis.
-        classes: outputs of each head: one number for a shared head; more give a `MultiHead` that
+        classes: outputs of each head: one number for a shared head; more make a `MultiHead` that
             takes task labels.
         seed: of the initial weights; the global random stream is left as it was.
         growing: whether a shared head shows only the classes of experiences so far.
 
     Raises:
-        ValueError: the body does not take such inputs, or does not give (N, features).
+        ValueError: the body does not take such inputs, or does not return (N, features).
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        body = MODELS[name](tuple(shape), **options)
+        body = make_body(tuple(shape))
         features = _features(body, shape)
         if len(classes) > 1:
             return MultiHead(body, features, classes)
@@ -193,7 +179,7 @@ class MultiHead(MultiTaskModule):
         self.max_class_label = max(classes)
 
     def forward(self, x: Tensor, task_labels: Any) -> Any:
-        """Give logits of shape (N, classes), each sample's by its task's head; None gives those of each task, by task.
+        """Return logits of shape (N, classes), each sample's by its task's head; without tasks, those of each head.
 
         Where tasks are mixed, heads with fewer classes than others give -inf for those they lack.
         """
@@ -230,7 +216,7 @@ class GrowingHead(DynamicModule):
             self.bias = nn.Parameter(torch.cat([self.bias.detach(), self.first_bias[has:needed]]))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Give logits of shape (N, classes so far)."""
+        """Return logits of shape (N, classes so far)."""
         return nn.functional.linear(features, self.weight, self.bias)
 
 

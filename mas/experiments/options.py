@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, create_model
 
+from mas.imports import IMPORT, check_options, import_function
+
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
@@ -33,6 +35,32 @@ class EntryOptions(Options):
     def arguments(self) -> dict[str, Any]:
         """Return the keyword arguments of the entry, as plain data."""
         return self.model_dump(include=set(self.argument_names))
+
+
+class ImportedOptions(EntryOptions):
+    """The options of an entry of the user's own: ``{name: import, function: package.module:name, ...}``.
+
+    Attributes:
+        given: names of the arguments that the experiment gives.
+        function: where it is imported from. Results can be read where it cannot be imported.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    given: ClassVar[frozenset[str]] = frozenset()
+    function: str
+
+    @property
+    def entry(self) -> Callable[..., Any]:  # type: ignore[override]
+        """The imported function or class."""
+        return import_function(self.function)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of the function, as plain data."""
+        return dict(self.model_extra or {})
+
+    def check(self) -> None:
+        """Raise ValueError if the function cannot be imported or does not take these options."""
+        check_options(self.entry, self.arguments(), self.given, self.function)
 
 
 Typed = Callable[[str, Any, Any], Any]  # (name, annotation, default) -> annotation
@@ -68,7 +96,16 @@ def models_of(
         model.entry = staticmethod(entry)
         model.argument_names = frozenset(arguments)
         made[name] = model
+    made.setdefault(IMPORT, _imported(key, frozenset(leave_out), base))
     return made
+
+
+def _imported(key: str, given: frozenset[str], base: type[EntryOptions]) -> type[EntryOptions]:
+    """Return the model of an entry that is imported."""
+    fields: dict[str, Any] = {key: (Literal["import"], IMPORT)}
+    model = create_model("import_options", __base__=(ImportedOptions, base), **fields)
+    model.given = given
+    return model
 
 
 def tag_of(model: type[BaseModel]) -> tuple[str, str] | None:

@@ -29,7 +29,7 @@ def clear_views(probes: Sequence[ProbeOptions]) -> list[ProbeOptions]:
 def make_deficit_plugin(options: ScheduledDeficit, benchmark: Any, seed: int) -> DeficitPlugin:
     """Return the plugin of a scheduled deficit, with random streams of its own."""
     classes = 1 + max(max(e.classes_in_this_experience) for e in benchmark.train_stream)
-    deficit = make_deficit({"name": options.name, **options.arguments()}, classes, stream_seed(seed, "deficit"))
+    deficit = make_deficit(options.spec(), classes, stream_seed(seed, "deficit"))
     return DeficitPlugin(deficit, options.start, options.end, stream_seed(seed, "deficit draws"))
 
 

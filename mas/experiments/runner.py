@@ -21,10 +21,9 @@ from mas.experiments.config.schema import Experiment
 from mas.experiments.config.search import Choice
 from mas.experiments.errors import UserError
 from mas.experiments.plan import Plan
-from mas.experiments.record import Outcome
 from mas.experiments.results import Results, Tried, best
 from mas.experiments.store import Store
-from mas.experiments.training import train_cell
+from mas.experiments.training import Trained, train_cell
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,7 @@ def run_experiment(
     Raises:
         UserError: the folder holds other results or cannot be written; there is no such device.
     """
-    if config.training.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("training.device: found 'cuda', but torch sees no GPU here; set training.device=cpu")
+    _check_device(config.training.device)
     plan, store, workers = Plan(config), Store(folder), workers or default_workers()
     kept = _claim(plan, store)
     progress(Started(folder, kept, len(plan.every_cell())))
@@ -87,7 +85,7 @@ def run_experiment(
     chosen = choices(plan, read_tries(plan, store))
     cells = plan.cells(chosen)
     store.refuse_others(cells)
-    failed += _train_all(cells, store, workers, progress)
+    failed += _train_all(cells, store, workers, progress, keep_weights=config.save_model)
     results = read_results(config, store)
     if not failed:
         failed = [f"{x}: every value tried diverged; give others" for x in results.tries if x not in results.chosen]
@@ -145,6 +143,18 @@ def choices(plan: Plan, tries: dict[str, list[Tried]]) -> dict[str, Choice]:
     return chosen
 
 
+def _check_device(device: str) -> None:
+    """Raise UserError if torch does not see a device."""
+    kind, _, number = device.partition(":")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"training.device: found {device!r}, but torch sees no GPU here; set training.device=cpu")
+    if kind == "cuda" and number and int(number) >= torch.cuda.device_count():
+        last = f"cuda:{torch.cuda.device_count() - 1}"
+        raise UserError(f"training.device: found {device!r}, but the last GPU here is {last}; set that")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("training.device: found 'mps', but torch cannot use it here; set training.device=cpu")
+
+
 def _claim(plan: Plan, store: Store) -> int:
     """Take the folder for the cells of a plan; return how many of them are finished already."""
     chosen = choices(plan, read_tries(plan, store)) if store.folder.is_dir() else {}
@@ -154,34 +164,37 @@ def _claim(plan: Plan, store: Store) -> int:
 
 
 def _fingerprints(config: Experiment) -> dict[str, str]:
-    specs = config.benchmark.datasets_used()
+    specs = config.benchmark.datasets_used().values()
     return {spec if isinstance(spec, str) else json.dumps(spec): fingerprint(spec) for spec in specs}
 
 
-def _train_all(cells: Sequence[Cell], store: Store, workers: int, progress: Progress) -> list[str]:
+def _train_all(
+    cells: Sequence[Cell], store: Store, workers: int, progress: Progress, keep_weights: bool = False
+) -> list[str]:
     """Train and keep the cells that are not finished; return a line for each that broke."""
     failed = []
     missing = [cell for cell in cells if store.read(cell) is None]
-    for cell, outcome in _train(missing, workers):
-        if isinstance(outcome, str):
-            failed.append(f"{cell.id}: {outcome}")
+    for cell, trained in _train(missing, workers, keep_weights):
+        if isinstance(trained, str):
+            failed.append(f"{cell.id}: {trained}")
             progress(CellEnded(cell, "failed"))
         else:
-            store.save(cell, outcome)
+            outcome = trained.outcome
+            store.save(cell, outcome, trained.weights)
             progress(CellEnded(cell, outcome.status, outcome.reason, outcome.seconds))
     return failed
 
 
-def _train(cells: Sequence[Cell], workers: int) -> Iterator[tuple[Cell, Outcome | str]]:
+def _train(cells: Sequence[Cell], workers: int, keep_weights: bool) -> Iterator[tuple[Cell, Trained | str]]:
     workers = min(workers, len(cells))
     if workers <= 1:
         for cell in cells:
-            yield cell, _attempt(cell)
+            yield cell, _attempt(cell, keep_weights)
         return
     # spawn: a fork of a process that has used torch's threads can hang
     with ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool:
         with _main_module_hidden():
-            futures = {pool.submit(_attempt, cell): cell for cell in cells}
+            futures = {pool.submit(_attempt, cell, keep_weights): cell for cell in cells}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -223,10 +236,10 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait_for_end, daemon=True).start()
 
 
-def _attempt(cell: Cell) -> Outcome | str:
+def _attempt(cell: Cell, keep_weights: bool) -> Trained | str:
     """Train a cell; return in words what broke, so that one cell does not stop the others."""
     try:
-        return train_cell(cell)
+        return train_cell(cell, keep_weights)
     except UserError as error:
         return str(error)
     except Exception as error:  # noqa: BLE001 - shown with the cell's name, and the run exits with 1

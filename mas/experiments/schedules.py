@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 from annotated_types import Gt, Le
 
 Count = Annotated[int, Gt(0)]
@@ -33,3 +34,25 @@ def cosine(epoch: int, epochs: Count = 200) -> float:
 
 SCHEDULES: dict[str, Callable[..., float]] = {f.__name__: f for f in (exponential, step, cosine)}
 """Name in YAML -> function of (epoch, options)."""
+
+TORCH_SCHEDULES = (
+    *("ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "ExponentialLR"),
+    *("LinearLR", "MultiStepLR", "PolynomialLR", "StepLR"),
+)
+"""Names of torch's schedulers that step once an epoch; they are names in YAML too."""
+
+
+def torch_schedule(name: str) -> type[torch.optim.lr_scheduler.LRScheduler]:
+    """Return a scheduler class of torch by its name."""
+    found: type[torch.optim.lr_scheduler.LRScheduler] = getattr(torch.optim.lr_scheduler, name)
+    return found
+
+
+def torch_factor(epoch: int, name: str, **options: Any) -> float:
+    """Return what a scheduler of torch multiplies a learning rate of 1 by, after so many epochs."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = torch_schedule(name)(optimizer, **options)
+    for _ in range(epoch):
+        optimizer.step()
+        scheduler.step()
+    return float(scheduler.get_last_lr()[0])

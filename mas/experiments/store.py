@@ -4,9 +4,11 @@ runs/<name>/config.yaml       the resolved config
             environment.json  versions, commit, processor: a list, as cells may be trained one after another
             data.json         fingerprints of the data sets
             cells/<id>.json   what one cell left, with its settings
+            models/<id>.pt    its trained weights, with save_model: true
             *.csv  figures/  report.html    made from the cells
 """
 
+import io
 import json
 import os
 import platform
@@ -21,6 +23,7 @@ from typing import Any
 import torch
 import yaml
 from pydantic import ValidationError
+from torch import Tensor
 
 from mas.experiments.cell import Cell
 from mas.experiments.errors import UserError
@@ -100,11 +103,25 @@ class Store:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: is damaged ({_reason(error)}); delete it and run again") from None
 
-    def save(self, cell: Cell, outcome: Outcome) -> CellRecord:
-        """Keep what a cell left."""
-        record = CellRecord(cell, outcome)
-        self.write(f"cells/{cell.id}.json", record.to_json())
-        return record
+    def save(self, cell: Cell, outcome: Outcome, weights: dict[str, Tensor] | None = None) -> None:
+        """Keep what a cell left: its weights first, so that a cell that is there is whole."""
+        if weights is not None:
+            buffer = io.BytesIO()
+            torch.save(weights, buffer)
+            self.write(f"models/{cell.id}.pt", buffer.getvalue())
+        self.write(f"cells/{cell.id}.json", CellRecord(cell, outcome).to_json())
+
+    def weights(self, cell: Cell) -> dict[str, Tensor]:
+        """Return the trained weights of a cell, for `torch.nn.Module.load_state_dict`.
+
+        Raises:
+            UserError: they were not kept.
+        """
+        path = self.folder / "models" / f"{cell.id}.pt"
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; weights are kept by runs with save_model: true")
+        loaded: dict[str, Tensor] = torch.load(path, weights_only=True)
+        return loaded
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write a file so that a reader, or a crash, never sees half of it."""

@@ -5,12 +5,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
-from torch import Tensor
+from torch import Tensor, nn
 
 from mas.experiments.build import build_benchmark, build_strategy
 from mas.experiments.cell import Cell, CellSettings
@@ -22,16 +22,29 @@ from mas.measuring import measuring
 from mas.strategies import Joint, ProbePlugin
 
 
-def train_cell(cell: Cell) -> Outcome:
+@dataclass(frozen=True)
+class Trained:
+    """A cell that was trained and tested."""
+
+    outcome: Outcome
+    weights: dict[str, Tensor] | None = None  # of the network at the end, on the CPU, if they are to be kept
+
+
+def train_cell(cell: Cell, keep_weights: bool = False) -> Trained:
     """Train and test one cell, on one thread."""
     start, threads = time.perf_counter(), torch.get_num_threads()
     torch.set_num_threads(1)  # the order of sums, and so the last bit, depends on the thread count
     try:
         with _without_deprecations():
-            outcome = _train(cell)
+            outcome, model = _train(cell)
     finally:
         torch.set_num_threads(threads)
-    return replace(outcome, seconds=round(time.perf_counter() - start, 3))
+    outcome = replace(outcome, seconds=round(time.perf_counter() - start, 3))
+    return Trained(outcome, _weights(model) if keep_weights else None)
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
 @contextmanager
@@ -44,7 +57,7 @@ def _without_deprecations() -> Iterator[None]:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
-def _train(cell: Cell) -> Outcome:
+def _train(cell: Cell) -> tuple[Outcome, nn.Module]:
     settings, seed = cell.settings, cell.seed
     benchmark = build_benchmark(settings, seed)
     strategy = build_strategy(settings, benchmark, seed)
@@ -62,7 +75,7 @@ def _train(cell: Cell) -> Outcome:
     except BLOW_UPS as error:
         outcome.status, outcome.reason = "diverged", str(error)
     outcome.probes = [row for probe in probes for row in probe.rows()]
-    return outcome
+    return outcome, strategy.model
 
 
 def _add_deficit_and_probes(strategy: Any, settings: CellSettings, benchmark: Any, seed: int) -> list[CellProbe]:

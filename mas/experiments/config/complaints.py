@@ -1,5 +1,6 @@
 """What pydantic found wrong with a config, in the words of this project: where, what was found, what is allowed."""
 
+import re
 from collections.abc import Iterator, Sequence
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -133,6 +134,9 @@ def _known(key: Key, item: Any, model: type[BaseModel], data: Any) -> list[str]:
         return [name for own in models_at(model, key[:-1], data) for name in own.model_fields]
     if kind.startswith("union_tag"):
         return [value for _, value in _tags(models_at(model, key[:-1], data, chosen=False))]
+    if kind == "value_error" and isinstance(value := item["input"], str) and value:
+        names = item["msg"].removeprefix("Value error, ").split(", ")
+        return names if all(re.fullmatch(r"[\w:.-]+", name) for name in names) else []
     if kind == "literal_error":
         return [part.strip("' ") for part in item["ctx"]["expected"].replace(" or ", ",").split(",")]
     return []

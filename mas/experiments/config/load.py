@@ -1,9 +1,11 @@
 """A YAML file, or plain data, becomes a typed config, or a list of one-line complaints."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from mas.benchmarks import set_data_root
@@ -15,6 +17,7 @@ from mas.experiments.config.trial import try_config
 from mas.experiments.config.yaml_source import Source, nearest
 from mas.experiments.errors import UserError
 from mas.experiments.kind import Kind
+from mas.experiments.optimizers import takes
 from mas.experiments.registry import KINDS
 
 
@@ -37,9 +40,10 @@ def load_config(
         UserError: with one line for each thing that is wrong: where, what was found, what is allowed.
     """
     read = Source(source, changes)
+    _find_modules_beside(read)
     kind = _kind(read)
     data, searches = take_out_searches(read)
-    config = _validated(kind, read, data, searches)
+    config = _on_device(_validated(kind, read, data, searches))
     _check_selection(kind, config, read)
     _check_training(config, read)
     kind.check(config, read)
@@ -49,6 +53,14 @@ def load_config(
     if try_data:
         try_config(kind, config, read)
     return config
+
+
+def _find_modules_beside(source: Source) -> None:
+    """Let ``import:`` find modules in the folder of the config, here and in workers."""
+    if source.path is not None:
+        folder = str(source.path.resolve().parent)
+        if folder not in sys.path:
+            sys.path.append(folder)
 
 
 def _kind(source: Source) -> Kind[Any]:
@@ -76,6 +88,14 @@ def _validated(kind: Kind[Any], source: Source, data: dict[str, Any], searches: 
     return config.with_searches(searches)
 
 
+def _on_device(config: Experiment) -> Experiment:
+    """Put the device that ``auto`` means here in its place."""
+    if config.training.device != "auto":
+        return config
+    found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return config.model_copy(update={"training": config.training.model_copy(update={"device": found})})
+
+
 def _check_selection(kind: Kind[Any], config: Experiment, source: Source) -> None:
     if not config.searches:
         return
@@ -85,7 +105,7 @@ def _check_selection(kind: Kind[Any], config: Experiment, source: Source) -> Non
         raise UserError(
             f"{source.where((*first, 'select'))}: experiment: {kind.name} has no ACC to choose by; give one value"
         )
-    if config.benchmark.validation:
+    if config.benchmark.held_out:
         where, name = source.where(("benchmark", "validation")), source.name(first[:2])
         raise UserError(f"{where}: {name} holds out data by selection.validation; leave this out")
     if both := set(selection.seeds) & set(config.seed_list()):
@@ -94,9 +114,10 @@ def _check_selection(kind: Kind[Any], config: Experiment, source: Source) -> Non
 
 
 def _check_training(config: Experiment, source: Source) -> None:
-    if config.training.momentum and config.training.optimizer != "sgd":
+    optimizer = config.training.optimizer.name
+    if config.training.momentum and not takes(optimizer, "momentum"):
         where = source.where(("training", "momentum"))
-        raise UserError(f"{where}: found momentum with {config.training.optimizer}; allowed: only with optimizer: sgd")
+        raise UserError(f"{where}: found momentum with {optimizer}; allowed: only with optimizer: sgd, rmsprop")
 
 
 def _look_in(root: Path) -> None:

@@ -1,19 +1,35 @@
 """What any config may say: typed models, with their defaults, that the kinds of experiment share."""
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal, Self, TypeVar, Union
 
 from annotated_types import Gt
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Discriminator, Field, PrivateAttr, Tag, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    create_model,
+    model_validator,
+)
 
 from mas.benchmarks import DEFICITS, STREAMS
 from mas.benchmarks.deficits import FILLED_IN
 from mas.experiments.config.search import Choice, Search, put, value_at, with_values
 from mas.experiments.config.yaml_source import Key
+from mas.experiments.losses import LOSSES
 from mas.experiments.networks import MODELS
-from mas.experiments.options import EntryOptions, Options, models_of
-from mas.experiments.schedules import SCHEDULES
+from mas.experiments.optimizers import GIVEN, OPTIMIZERS
+from mas.experiments.options import EntryOptions, ImportedOptions, Options, models_of
+from mas.experiments.schedules import SCHEDULES, TORCH_SCHEDULES, torch_factor, torch_schedule
+from mas.imports import IMPORT, check_options
 from mas.strategies import PROBES, STRATEGIES, DataName
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]  # it becomes part of file names
@@ -101,6 +117,11 @@ class ModelOptions(EntryOptions):
 class DeficitOptions(NamedOptions):
     """A deficit."""
 
+    def spec(self) -> dict[str, Any]:
+        """Return the deficit as `mas.benchmarks.make_deficit` takes it."""
+        function = {"function": self.function} if isinstance(self, ImportedOptions) else {}
+        return {"name": self.name, **function, **self.arguments()}
+
 
 class ScheduledDeficit(DeficitOptions):
     """A deficit and the epochs it lasts, counted over the whole stream."""
@@ -125,12 +146,24 @@ class StreamOptions(EntryOptions):
     """A stream of experiences."""
 
     stream: str
-    validation: float
 
-    def datasets_used(self) -> list[str | dict[str, Any]]:
-        """Return the name, or the map with name and options, of each data set."""
+    @property
+    def held_out(self) -> float:
+        """The share of the training data that is held out, and tested on in place of the test data."""
+        share: float = self.arguments().get("validation", 0.0)
+        return share
+
+    def holding_out(self, share: float) -> Self:
+        """Return the same stream with another share of the training data held out."""
+        return self.model_copy(update={"validation": share})
+
+    def datasets_used(self) -> dict[Key, str | dict[str, Any]]:
+        """Return the name, or the map with name and options, of each data set, by its place in the stream."""
         arguments = self.arguments()
-        return arguments["datasets"] if "datasets" in arguments else [arguments["dataset"]]
+        found: dict[Key, Any] = {("datasets", i): spec for i, spec in enumerate(arguments.get("datasets", ()))}
+        if "dataset" in arguments:
+            found[("dataset",)] = arguments["dataset"]
+        return found
 
 
 class Selection(Options):
@@ -186,7 +219,35 @@ def _stream_option(name: str, annotation: Any, default: Any) -> Any:
     return one_of(STREAM_DEFICIT_MODELS, "name") if name == "deficit" else annotation
 
 
-SCHEDULE_MODELS = models_of(SCHEDULES, "name", leave_out={"epoch"})
+class TorchScheduleOptions(EntryOptions):
+    """A scheduler of torch by its class's name; further keys are its arguments."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+
+    @property
+    def entry(self) -> Any:  # type: ignore[override]
+        """A function of (epoch, options)."""
+        return partial(torch_factor, name=self.name)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the scheduler's arguments."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _takes_options(self) -> Self:
+        check_options(torch_schedule(self.name), self.arguments(), ("optimizer", "last_epoch"), self.name)
+        return self
+
+
+def _torch_schedule_model(name: str) -> type[EntryOptions]:
+    return create_model(name, __base__=TorchScheduleOptions, name=(Literal[name], name))  # type: ignore[call-overload,no-any-return]
+
+
+SCHEDULE_MODELS = {
+    **models_of(SCHEDULES, "name", leave_out={"epoch"}),
+    **{name: _torch_schedule_model(name) for name in TORCH_SCHEDULES},
+}
 STREAM_DEFICIT_MODELS = models_of(DEFICITS, "name", leave_out=FILLED_IN)
 DEFICIT_MODELS = models_of(DEFICITS, "name", leave_out=FILLED_IN, base=DeficitOptions)
 SCHEDULED_DEFICIT_MODELS = models_of(DEFICITS, "name", leave_out=FILLED_IN, base=ScheduledDeficit)
@@ -196,8 +257,10 @@ MODEL_MODELS = models_of(MODELS, "name", leave_out={"shape"}, base=ModelOptions)
 STRATEGY_MODELS = models_of(STRATEGIES, "name", leave_out=_NOT_OPTIONS, base=StrategyOptions, typed=_strategy_option)
 PROTECTION_MODELS = models_of(STRATEGIES, "name", leave_out=_NOT_OPTIONS, base=StrategyOptions, typed=_strength_list)
 
+LOSS_MODELS = models_of(LOSSES, "name", leave_out={"output", "y"})
+
 AnyStream: Any = one_of(STREAM_MODELS, "stream", "split")
-WholeStream: Any = one_of({"whole": STREAM_MODELS["whole"]}, "stream", "whole")
+WholeStream: Any = one_of({name: STREAM_MODELS[name] for name in ("whole", IMPORT)}, "stream", "whole")
 AnyModel: Any = one_of(MODEL_MODELS, "name", "mlp")
 AnyStrategy: Any = one_of(STRATEGY_MODELS, "name")
 AnyProtection: Any = one_of(PROTECTION_MODELS, "name")
@@ -212,18 +275,56 @@ def probe_options(name: str, **options: Any) -> ProbeOptions:
     return PROBE_MODELS[name].model_validate({"name": name, **options})  # type: ignore[return-value]
 
 
+OptimizerName: Any = Literal[tuple(OPTIMIZERS)]
+
+
+class OptimizerOptions(Options):
+    """An optimizer of torch by name; further keys are its arguments."""
+
+    model_config = ConfigDict(extra="allow")
+    name: OptimizerName = "adam"
+
+    @model_validator(mode="after")
+    def _takes_options(self) -> Self:
+        check_options(OPTIMIZERS[self.name], self.options(), GIVEN, self.name)
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments that ``training`` has no key for."""
+        return dict(self.model_extra or {})
+
+
+def _by_name(value: Any) -> Any:
+    """Read a name as a map with this name."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+AnyOptimizer: Any = Annotated[OptimizerOptions, BeforeValidator(_by_name)]
+AnyLoss: Any = Annotated[one_of(LOSS_MODELS, "name"), BeforeValidator(_by_name)]
+
+
+def _known_device(name: str) -> str:
+    if not re.fullmatch(r"cpu|mps|auto|cuda(:\d+)?", name):
+        raise ValueError("cpu, cuda, cuda:1, mps, auto")
+    return name
+
+
+Device = Annotated[str, AfterValidator(_known_device)]
+
+
 class Training(Options):
     """How each experience is trained."""
 
     epochs: Count | Annotated[list[Count], Field(min_length=1)] = 10  # of each experience, or one for all
     batch_size: Count = 32
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: AnyOptimizer = OptimizerOptions()
     lr: Positive = 0.001
     schedule: AnySchedule | None = None  # of lr; None is constant
+    loss: AnyLoss = LOSS_MODELS["cross_entropy"]()
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of sgd
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     reset_optimizer: bool = True  # forget the optimizer's state when an experience begins
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Device = "cpu"  # or cuda, cuda:1, mps; auto is the first GPU, or else the CPU
 
     def epochs_of(self, experience: int) -> int:
         """Return the epochs of an experience."""
@@ -248,6 +349,7 @@ class Experiment(Options):
     training: Training = Training()
     seeds: Annotated[int, Field(gt=0, le=10_000)] | Seeds = 5
     data_root: str | None = None  # where data sets are, or are downloaded to
+    save_model: bool = False  # keep each cell's trained weights
     _searches: tuple[Search, ...] = PrivateAttr(default=())
 
     @property

@@ -24,6 +24,8 @@ from mas.experiments.config.search import candidates
 from mas.experiments.config.yaml_source import Key, Source, nearest
 from mas.experiments.errors import UserError
 from mas.experiments.kind import Kind
+from mas.experiments.options import ImportedOptions
+from mas.imports import IMPORT
 from mas.strategies.samples import by_task_labels
 
 
@@ -33,6 +35,7 @@ def try_config(kind: Kind[Any], config: Experiment, source: Source) -> None:
     Raises:
         UserError: where in the config the mistake is, and what it is.
     """
+    _check_imports(config, source)
     benchmark = _try_benchmark(kind, config, source)
     with _said_at(source, ("model",)):
         model = model_for(benchmark, config.model, seed=0)
@@ -44,6 +47,12 @@ def try_config(kind: Kind[Any], config: Experiment, source: Source) -> None:
     _try_probes(config, benchmark, model, source)
 
 
+def _check_imports(config: Experiment, source: Source) -> None:
+    for place, options in parts_of(config, ImportedOptions):
+        with _said_at(source, place):
+            options.check()
+
+
 def _try_benchmark(kind: Kind[Any], config: Experiment, source: Source) -> Any:
     _check_datasets(config, source)
     stream = config.benchmark
@@ -53,22 +62,18 @@ def _try_benchmark(kind: Kind[Any], config: Experiment, source: Source) -> Any:
     chooses = config.searches or any(s.continual_choice for _, s in parts_of(config, StrategyOptions))
     if selection is not None and chooses:
         with _said_at(source, ("selection", "validation")):
-            stream.entry(**stream.arguments() | {"validation": selection.validation})
+            held = stream.holding_out(selection.validation)
+            held.entry(**held.arguments())
     return benchmark
 
 
 def _check_datasets(config: Experiment, source: Source) -> None:
-    for place, name in _named_datasets(config.benchmark.arguments()):
-        if not isinstance(name, str) or name not in DATASETS:
+    for place, spec in config.benchmark.datasets_used().items():
+        name = spec.get("name") if isinstance(spec, dict) else spec
+        if name not in (*DATASETS, IMPORT):
+            inner = (*place, "name") if isinstance(spec, dict) else place
             found = f"found {name!r}{nearest(str(name), list(DATASETS))}"
-            raise UserError(f"{source.where(('benchmark', *place))}: {found}; allowed: {', '.join(DATASETS)}")
-
-
-def _named_datasets(options: dict[str, Any]) -> list[tuple[Key, Any]]:
-    """Return each data set's place in a stream's options, and its name."""
-    specs: list[tuple[Key, Any]] = [(("dataset",), options["dataset"])] if "dataset" in options else []
-    specs += [(("datasets", i), spec) for i, spec in enumerate(options.get("datasets", ()))]
-    return [((*key, "name"), s.get("name")) if isinstance(s, dict) else (key, s) for key, s in specs]
+            raise UserError(f"{source.where(('benchmark', *inner))}: {found}; allowed: {', '.join(DATASETS)}")
 
 
 def _try_epochs(config: Experiment, benchmark: Any, every: list[CellSettings], source: Source) -> None:
@@ -116,8 +121,7 @@ def _try_deficits(config: Experiment, benchmark: Any, source: Source) -> None:
     x, y, *_ = _few(benchmark)
     for place, deficit in parts_of(config, DeficitOptions):
         with _said_at(source, place):
-            spec = {"name": deficit.name, **deficit.arguments()}
-            make_deficit(spec, int(y.max()) + 1)(x, y, torch.Generator())
+            make_deficit(deficit.spec(), int(y.max()) + 1)(x, y, torch.Generator())
     size = len(benchmark.train_stream)
     for place, deficit in parts_of(config, ScheduledDeficit):
         total = sum(config.training.epochs_of(t) for t in range(size))

@@ -65,6 +65,5 @@ def _settings(config: ConsolidatedDeficit, variant: Variant) -> CellSettings:
 
 def _recovery(config: ConsolidatedDeficit) -> StreamOptions:
     """Return the config's stream as two experiences, impaired and clear."""
-    deficit = {"name": config.deficit.name, **config.deficit.arguments()}
-    options = config.benchmark.arguments() | {"stream": "recovery", "deficit": deficit}
+    options = config.benchmark.arguments() | {"stream": "recovery", "deficit": config.deficit.spec()}
     return STREAM_MODELS["recovery"].model_validate(options)  # type: ignore[return-value]

@@ -123,6 +123,6 @@ def _settings(config: CriticalPeriod, run: Run) -> CellSettings:
 def _scheduled(config: CriticalPeriod, run: Run) -> ScheduledDeficit | None:
     for deficit in (config.deficit, *config.selectivity):
         if deficit.title() == run.deficit:
-            options = {"name": deficit.name, **deficit.arguments(), "start": run.start, "end": run.end}
+            options = deficit.spec() | {"start": run.start, "end": run.end}
             return SCHEDULED_DEFICIT_MODELS[deficit.name].model_validate(options)  # type: ignore[return-value]
     return None

@@ -38,7 +38,7 @@ def _check_selection(config: Forgetting, source: Source) -> None:
         if any(search.place[:2] == place for search in config.searches):
             found = "found both a list and continual to select from"
             raise UserError(f"{source.where(place)}: {found}; allowed: one way in a strategy")
-        if config.benchmark.validation:
+        if config.benchmark.held_out:
             where = source.where(("benchmark", "validation"))
             raise UserError(f"{where}: {source.name(place)} holds out data by selection.validation; leave this out")
 
