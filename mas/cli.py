@@ -34,6 +34,23 @@ Data = Annotated[
 ]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import mas
+
+        typer.echo(f"mas {mas.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
 @app.command()
 def run(
     config: ConfigFile,
@@ -104,11 +121,13 @@ def compare(
         from rich.table import Table
 
         from mas.experiments.compare import compare_folders
+        from mas.experiments.report.text import intervals
 
         comparison = compare_folders(first, second)
         for line in comparison.notes:
             typer.echo(line)
-        table = Table(title=f"{second} − {first}, percent [95 % interval over seeds]", title_justify="left")
+        told = intervals(comparison.table["n"].max(), "[95 % interval over seeds]")
+        table = Table(title=f"{second} − {first}, percent, {told}", title_justify="left")
         shown = comparison.shown()
         for heading in shown.headings:
             table.add_column(heading, justify="left" if heading == "strategy" else "right")
@@ -182,9 +201,10 @@ def _progress() -> Iterator["Progress"]:
 
     def show(event: Started | CellEnded) -> None:
         if isinstance(event, Started):
-            bar.update(task, total=event.total, completed=event.kept)
             if event.kept:
                 typer.echo(f"{event.kept} of {event.total} cells are finished already in {event.folder} and are kept")
+            bar.update(task, total=event.total, completed=event.kept)
+            bar.start()
             return
         bar.update(task, advance=1)
         if not sys.stdout.isatty() or event.status != "finished":
@@ -192,8 +212,10 @@ def _progress() -> Iterator["Progress"]:
             line = f"{done:.0f}/{total:.0f} {event}"
             bar.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
-    with bar:
+    try:
         yield show
+    finally:
+        bar.stop()
 
 
 def _print(shown: "Headline") -> None:

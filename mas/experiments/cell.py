@@ -17,6 +17,8 @@ from mas.experiments.config.schema import (
 )
 from mas.experiments.options import Options
 
+THREADS = 1  # of torch, in each cell: the order of sums, and so the last bit, depends on their number
+
 
 class CellTraining(Training):
     """How a cell is trained."""

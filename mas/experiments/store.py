@@ -1,7 +1,7 @@
 """Where results live: one folder a run, one file a cell, each written whole or not at all.
 
 runs/<name>/config.yaml       the resolved config
-            environment.json  versions, commit, processor: a list, as cells may be trained one after another
+            environment.json  versions, commit, processor, threads: a list, as cells may be trained one after another
             data.json         fingerprints of the data sets
             cells/<id>.json   what one cell left, with its settings
             models/<id>.pt    its trained weights, with save_model: true
@@ -25,7 +25,7 @@ import yaml
 from pydantic import ValidationError
 from torch import Tensor
 
-from mas.experiments.cell import Cell
+from mas.experiments.cell import THREADS, Cell
 from mas.experiments.errors import UserError
 from mas.experiments.record import CellRecord, OldFormatError, Outcome
 
@@ -62,7 +62,7 @@ class Store:
                 f"{self.folder}: holds other files and no config.yaml of a run; choose another folder with --output"
             )
         self.refuse_others(cells, waiting)
-        self._refuse_unknown([*cells, *waiting])
+        self._refuse_cells_beside([*cells, *waiting])
         self._refuse_other_data(data)
         try:
             self.cells.mkdir(parents=True, exist_ok=True)
@@ -146,14 +146,15 @@ class Store:
             key, before, now = _first_difference(there, here)
             raise UserError(f"{self.folder}: holds other results: {key} is {before} there and {now} here; {_ELSEWHERE}")
 
-    def _refuse_unknown(self, cells: Sequence[Cell]) -> None:
-        """Raise if the folder holds a cell that is none of these: its results would no longer be in the tables."""
-        known = {self._path(cell) for cell in cells}
-        for path in sorted(self.cells.glob("*.json")):
-            if path not in known:
-                raise UserError(
-                    f"{self.folder}: holds the cell {path.stem}, which this config does not have; {_ELSEWHERE}"
-                )
+    def _refuse_cells_beside(self, cells: Sequence[Cell]) -> None:
+        """Raise if the folder holds cells of another config, whose tables the new ones would replace."""
+        known = {cell.id for cell in cells}
+        beside = sorted(path.stem for path in self.cells.glob("[!.]*.json") if path.stem not in known)
+        if beside:
+            more = f" and {len(beside) - 1} more" if len(beside) > 1 else ""
+            raise UserError(
+                f"{self.folder}: holds other results: this config has no cell {beside[0]}{more}; {_ELSEWHERE}"
+            )
 
     def _refuse_other_data(self, data: dict[str, str]) -> None:
         known = self._read_json("data.json", {})
@@ -187,7 +188,7 @@ class Environment:
     git_commit: str | None
     git_changed: bool
     processor: str
-    instruction_set: str  # that torch uses, such as AVX512
+    cpu_capability: str  # the instruction set that torch uses, such as AVX512
     threads: int  # of torch in a cell
     cores: int | None
     system: str
@@ -201,8 +202,8 @@ def environment() -> Environment:
         git_commit=_git("rev-parse", "HEAD"),
         git_changed=bool(_git("status", "--porcelain", "--untracked-files=no")),
         processor=_processor(),
-        instruction_set=torch.backends.cpu.get_cpu_capability(),
-        threads=1,
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        threads=THREADS,
         cores=os.cpu_count(),
         system=platform.platform(),
     )

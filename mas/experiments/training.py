@@ -13,7 +13,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 
 from mas.experiments.build import build_benchmark, build_strategy
-from mas.experiments.cell import Cell, CellSettings
+from mas.experiments.cell import THREADS, Cell, CellSettings
 from mas.experiments.continual import penalty_of, tune
 from mas.experiments.errors import BLOW_UPS, DivergedError
 from mas.experiments.probing import CellProbe, make_deficit_plugin, make_probes
@@ -33,7 +33,7 @@ class Trained:
 def train_cell(cell: Cell, keep_weights: bool = False) -> Trained:
     """Train and test one cell, on one thread."""
     start, threads = time.perf_counter(), torch.get_num_threads()
-    torch.set_num_threads(1)  # the order of sums, and so the last bit, depends on the thread count
+    torch.set_num_threads(THREADS)
     try:
         with _without_deprecations():
             outcome, model = _train(cell)

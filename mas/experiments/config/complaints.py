@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from mas.experiments.config.search import Search
 from mas.experiments.config.yaml_source import Key, Source, nearest
+from mas.experiments.networks import torchvision_models
 from mas.experiments.options import tag_of
 
 
@@ -39,7 +40,7 @@ def complaints(
     lines = []
     for key in _innermost(list(found)):
         where = source.where(_in_file(key, searches, number))
-        lines.append(f"{where}: {found[key]}; allowed: {' or '.join(dict.fromkeys(allowed[key]))}")
+        lines.append(f"{where}: {found[key]}: {' or '.join(dict.fromkeys(allowed[key]))}")
     return lines
 
 
@@ -74,46 +75,36 @@ def _place(item: Any, model: type[BaseModel], data: Any) -> Key:
 
 
 def _complaint(key: Key, item: Any, model: type[BaseModel], data: Any) -> tuple[str, str]:
-    """Return what was found, and what is allowed there."""
+    """Return what was found with what to do about it, and what is allowed there."""
     kind, value = item["type"], item["input"]
     known = _known(key, item, model, data)
     if kind == "extra_forbidden":
-        return f"unknown key{nearest(str(key[-1]), known)}", ", ".join(known)
+        return f"unknown key{nearest(str(key[-1]), known)}; allowed", ", ".join(known)
     if kind in ("missing", "union_tag_not_found"):
-        return "missing", ", ".join(known) or _needed(key)
+        if known:
+            return "missing; allowed", ", ".join(known)
+        return "missing; add it", _EXAMPLES.get(str(key[-1]), "it has no default")
     if kind == "invalid_key":
-        return f"found the key {value!r}", "keys that are text"
+        return f"found the key {value!r}; allowed", "keys that are text"
     value = item.get("ctx", {}).get("tag", value)
     if known:
-        return f"found {value!r}{_advice(value, known)}", ", ".join(known)
-    return f"found {value!r}", _plainly(key, item, model, data)
+        return f"found {value!r}{_meant(str(value), known)}; allowed", ", ".join(known)
+    return f"found {value!r}; allowed", _plainly(key, item, model, data)
 
 
-def _needed(key: Key) -> str:
-    if key[-1] == "select":
-        return _A_LIST
-    return f"a value; it has no default: add {key[-1]}: ..."
-
-
-def _advice(value: Any, known: Sequence[str]) -> str:
-    """Return what is probably meant."""
-    if value == "gpu" and "cuda" in known:
+def _meant(name: str, known: Sequence[str]) -> str:
+    """Return ``, did you mean ...?``, also for names that are known elsewhere."""
+    if name.casefold() == "gpu" and "cuda" in known:
         return ", did you mean 'cuda'?"
-    if "torchvision" in known and _is_of_torchvision(value):
-        return f", did you mean {{name: torchvision, model: {value}}}?"
-    return nearest(str(value), known)
-
-
-def _is_of_torchvision(name: Any) -> bool:
-    from torchvision.models import list_models
-
-    return name in list_models()
+    if "torchvision" in known and name.casefold() in torchvision_models():
+        return f", did you mean {{name: torchvision, model: {name.casefold()}}}?"
+    return nearest(name, known)
 
 
 def _plainly(key: Key, item: Any, model: type[BaseModel], data: Any) -> str:
     """Return what may stand at a place, in words that a user of YAML knows."""
     if key[-1] == "select":
-        return _A_LIST
+        return _EXAMPLES["select"]
     models = models_at(model, key, data, chosen=False)
     if models and item["type"] in _NOT_A_MAP:
         tags = _tags(models)
@@ -203,7 +194,13 @@ def _at(data: Any, part: str | int) -> Any:
         return None
 
 
-_A_LIST = "a list of values; for lam also continual"
+_EXAMPLES = {  # of keys that a config must have
+    "benchmark": "a map such as {dataset: digits}",
+    "deficit": "a map such as {name: blur}",
+    "lengths": "a list of epochs such as [20, 40]",
+    "select": "a list of values; for lam also continual",
+    "strategies": "a list such as [{name: naive}, {name: mas, lam: 1}]",
+}
 _NOT_A_MAP = ("model_type", "model_attributes_type", "dict_type")
 _SAID_PLAINLY = {
     **dict.fromkeys(_NOT_A_MAP, "a map, such as {name: ...}"),

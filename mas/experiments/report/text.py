@@ -9,9 +9,9 @@ _FEW_SEEDS = (
     " With fewer than five seeds the interval cannot be wide enough: at three it covers the mean three times in four, "
     "at two every other time."
 )
-PAIRED = (
-    "Percent; mean over {seeds} seeds with the 95 % interval (expanded percentile bootstrap); differences are paired "
-    "by seed, p of the paired t-test, adjusted by Holm's method."
+_PAIRED = (
+    "mean over {seeds} seeds with the 95 % interval (expanded percentile bootstrap); differences are paired "
+    "by seed, p of the paired t-test, adjusted by Holm's method"
 )
 SOME_DIVERGED = " Seeds that diverged are in no mean; points that lack some are open."
 
@@ -25,7 +25,15 @@ def number(mean: float, low: float = np.nan, high: float = np.nan, form: str = "
     """Return a number with its interval if it has one; "–" if there is none."""
     if np.isnan(mean):
         return "–"
-    return f"{mean:{form}}" if np.isnan(low) else f"{mean:{form}} [{low:{form}}, {high:{form}}]"
+    if np.isnan(low):
+        return _rounded(mean, form)
+    return f"{_rounded(mean, form)} [{_rounded(low, form)}, {_rounded(high, form)}]"
+
+
+def _rounded(value: float, form: str) -> str:
+    """Return a number as text; one that is rounded to 0 has no sign."""
+    text = f"{value:{form}}"
+    return text.removeprefix("-") if float(text) == 0 else text
 
 
 def p_value(value: float) -> str:
@@ -34,8 +42,18 @@ def p_value(value: float) -> str:
 
 
 def few_seeds(seeds: int) -> str:
-    """Return what intervals of few seeds are worth, or nothing where there are enough."""
-    return _FEW_SEEDS if seeds < 5 else ""
+    """Return what intervals of few seeds are worth, or nothing where there are enough; one seed has no interval."""
+    return _FEW_SEEDS if 1 < seeds < 5 else ""
+
+
+def intervals(seeds: int, text: str) -> str:
+    """Return a text about intervals and tests, or what to say where there is one seed and so none of them."""
+    return "one seed: no interval, no test" if seeds == 1 else text
+
+
+def paired_introduction(seeds: int) -> str:
+    """Return what the numbers of a table with paired differences are."""
+    return "Percent; " + intervals(seeds, _PAIRED.format(seeds=seeds)) + "."
 
 
 def of_fewer(n: int, expected: int) -> str:

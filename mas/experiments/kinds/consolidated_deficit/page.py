@@ -7,7 +7,16 @@ import pandas as pd
 from mas.experiments.kinds.consolidated_deficit.config import ConsolidatedDeficit
 from mas.experiments.kinds.consolidated_deficit.tables import SCORES, SHARES
 from mas.experiments.report.sections import Headline, Page, Section, Table
-from mas.experiments.report.text import PAIRED, diverged_text, few_seeds, number, of_fewer, percent, with_diverged
+from mas.experiments.report.text import (
+    diverged_text,
+    few_seeds,
+    intervals,
+    number,
+    of_fewer,
+    paired_introduction,
+    percent,
+    with_diverged,
+)
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -16,19 +25,20 @@ def page(config: ConsolidatedDeficit, tables: Tables) -> Page:
     """Return the page of a run."""
     seeds = len(config.seed_list())
     about = "; ".join(f"{_title(score)}: {meaning}" for score, meaning in SCORES.items())
-    text = about + ". * p < 0.05 against the run of the same length without protection."
+    stars = " * p < 0.05 against the run of the same length without protection." if seeds > 1 else ""
     section = Section(
         "Does protection deepen the impairment?",
-        text + diverged_text(tables["scores"]),
+        about + "." + stars + diverged_text(tables["scores"]),
         _score_table(tables["scores"]),
         ["strengths"],
     )
-    return Page("a consolidated deficit", PAIRED.format(seeds=seeds) + few_seeds(seeds), [section])
+    return Page("a consolidated deficit", paired_introduction(seeds) + few_seeds(seeds), [section])
 
 
 def headline(config: ConsolidatedDeficit, tables: Tables) -> Headline:
     """Return what a terminal shows of a run."""
-    return Headline("accuracies in percent, mean [95 % interval over seeds]", _score_table(tables["scores"]))
+    told = intervals(len(config.seed_list()), "mean [95 % interval over seeds]")
+    return Headline(f"accuracies in percent, {told}", _score_table(tables["scores"]))
 
 
 def _score_table(scores: pd.DataFrame) -> Table:

@@ -7,12 +7,13 @@ import pandas as pd
 from mas.experiments.kinds.critical_period.config import CriticalPeriod
 from mas.experiments.report.sections import Headline, Page, Section, Table
 from mas.experiments.report.text import (
-    PAIRED,
     diverged_text,
     few_seeds,
+    intervals,
     number,
     of_fewer,
     p_value,
+    paired_introduction,
     percent,
     with_diverged,
 )
@@ -26,7 +27,8 @@ Tables = Mapping[str, pd.DataFrame]
 def page(config: CriticalPeriod, tables: Tables) -> Page:
     """Return the page of a run."""
     seeds = len(config.seed_list())
-    introduction = PAIRED.format(seeds=seeds) + " Loss is how far accuracy is below the reference's." + few_seeds(seeds)
+    loss = " Loss is how far accuracy is below the reference's."
+    introduction = paired_introduction(seeds) + loss + few_seeds(seeds)
     sections = [*_removal(config, tables), *_window(config, tables), *_trace(config, tables)]
     return Page("critical periods", introduction, sections)
 
@@ -34,7 +36,8 @@ def page(config: CriticalPeriod, tables: Tables) -> Page:
 def headline(config: CriticalPeriod, tables: Tables) -> Headline:
     """Return what a terminal shows of a run."""
     notes = _control_notes(tables["control"]) if config.needs_control else [CONSTANT] if config.removal else []
-    return Headline("percent, mean [95 % interval over seeds]", _curve_table(tables["curves"]), notes)
+    told = intervals(len(config.seed_list()), "mean [95 % interval over seeds]")
+    return Headline(f"percent, {told}", _curve_table(tables["curves"]), notes)
 
 
 def _removal(config: CriticalPeriod, tables: Tables) -> list[Section]:

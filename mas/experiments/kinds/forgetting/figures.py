@@ -49,10 +49,11 @@ def draw_stream(by_label: Mapping[str, list[Matrix]]) -> Figure:
             continue
         axes.plot(range(1, size + 1), mean, marker="o", color=colour(number), label=label)
         axes.fill_between(range(1, size + 1), low, high.clip(max=100), color=colour(number), alpha=0.15, linewidth=0)
+    several = any(len(own) > 1 for own in by_label.values())
     axes.set(
         xlabel="experiences trained",
         ylabel="accuracy on those seen so far, %",
-        title="Accuracy over the stream, mean and 95 % interval over seeds",
+        title="Accuracy over the stream" + (", mean and 95 % interval over seeds" if several else ""),
     )
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)

@@ -8,7 +8,7 @@ from mas.experiments.kinds.forgetting.config import Forgetting
 from mas.experiments.kinds.forgetting.scores import BASELINE, CEILINGS, best_of, reference_of
 from mas.experiments.kinds.forgetting.tables import chosen_rows, tuned_rows
 from mas.experiments.report.sections import Headline, Page, Section, Table
-from mas.experiments.report.text import few_seeds, number, percent
+from mas.experiments.report.text import few_seeds, intervals, number, percent
 from mas.experiments.traces import as_drawn
 
 Tables = Mapping[str, pd.DataFrame]
@@ -51,7 +51,8 @@ def headline(config: Forgetting, tables: Tables) -> Headline:
         scores.append("seeds")
     if any(cells["diverged"] for cells in rows.values()):
         scores.append("diverged")
-    return Headline("percent, mean [95 % interval over seeds], * p < 0.05 (paired, Holm)", _table(rows, scores))
+    told = intervals(len(config.seed_list()), "mean [95 % interval over seeds], * p < 0.05 (paired, Holm)")
+    return Headline(f"percent, {told}", _table(rows, scores))
 
 
 def score_cells(summary: pd.DataFrame, comparisons: pd.DataFrame, naive: str | None = BASELINE) -> dict[str, Cells]:
@@ -91,11 +92,12 @@ def _table(rows: Mapping[str, Cells], scores: list[str]) -> Table:
 
 def _introduction(config: Forgetting, tables: Tables) -> str:
     seeds = len(config.seed_list())
-    text = (
-        f"Percent accuracy; mean over {seeds} seed{'' if seeds == 1 else 's'} with the 95 % interval "
-        f"(expanded percentile bootstrap over seeds).{few_seeds(seeds)} Differences are paired by seed; * marks those "
-        "with p < 0.05 in a paired t-test, adjusted by Holm's method for the number of strategies."
+    about = (
+        f"mean over {seeds} seeds with the 95 % interval (expanded percentile bootstrap over seeds).{few_seeds(seeds)} "
+        "Differences are paired by seed; * marks those with p < 0.05 in a paired t-test, adjusted by Holm's method for "
+        "the number of strategies"
     )
+    text = f"Percent accuracy; {intervals(seeds, about)}."
     best = _best(config, tables["summary"])
     if best is None:
         return text
@@ -183,7 +185,7 @@ def stream_section(traces: pd.DataFrame) -> Section:
     ]
     views = drawn[["probe", "data"]].drop_duplicates().itertuples(index=False)
     names = [f"trace_{view.probe}_{view.data}" for view in views]
-    text = "At the end of each experience; mean over seeds. The figures show the whole stream, with 95 % intervals."
+    text = "At the end of each experience; mean over seeds. The figures show the whole stream."
     return Section("What the probes saw", text, Table(headings, rows), names)
 
 
