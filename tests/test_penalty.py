@@ -440,13 +440,15 @@ def test_a_state_that_no_penalty_has_is_refused_and_changes_nothing(message):
     assert_same_state(penalty.state_dict(), good.state_dict())
 
 
-def test_loading_takes_copies_and_any_dtypes():
+@pytest.mark.parametrize("omega_dtype", [torch.int64, torch.float64])
+def test_loading_takes_copies_and_any_dtypes(omega_dtype):
     state = QuadraticPenalty(0.5).state_dict()
-    state["importance"] = {"weight": torch.tensor([[2]])}
+    state["importance"] = {"weight": torch.tensor([[2]], dtype=omega_dtype)}
     state["anchor"] = {"weight": torch.tensor([[0.25]], dtype=torch.float64, requires_grad=True)}
     penalty = QuadraticPenalty()
     penalty.load_state_dict(state)
-    state["importance"]["weight"].zero_()
+    for key in ("importance", "anchor"):
+        state[key]["weight"].detach().zero_()
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, 1.25)
     assert penalty.add_gradient_(model).item() == penalty.value(model).item() == 1.0
