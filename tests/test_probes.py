@@ -129,6 +129,7 @@ def labelled(*sizes):
 
 
 def on_input(model, batch):
+    assert len(batch[0]), "some models cannot take a batch without samples"
     return model(batch[0])
 
 
