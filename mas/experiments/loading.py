@@ -292,7 +292,7 @@ def _said_at(source: Source, key: Key) -> Iterator[None]:
     """Say where in the config a mistake is that only building shows."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, FloatingPointError) as error:  # the second of a probe whose own steps or numbers overflow
         raise UserError(f"{source.where(key)}: {error}") from None
 
 
