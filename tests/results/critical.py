@@ -154,9 +154,9 @@ _INSTRUCTION_SETS = """
 ## Digits with other vector instructions
 
 With other vector instructions torch adds numbers up in another order, and training lets the difference in rounding
-grow. The first two runs of this page were repeated, both times with the same torch: with `ATEN_CPU_CAPABILITY=avx2`,
-where their tables come out to the bit, and with what an AVX-512 processor takes by itself
-(`torch.backends.cpu.get_cpu_capability()` tells), where they do not:
+grow. The first two runs of this page were repeated with torch 2.14.1: with `ATEN_CPU_CAPABILITY=avx2`, where the tables
+above come out to the bit, and with what an AVX-512 processor takes by itself (`torch.backends.cpu.get_cpu_capability()`
+tells), where they do not:
 
 {counts}
 
