@@ -25,7 +25,9 @@ class QuadraticPenalty:
         accumulate: how `consolidate` joins a task with those before it:
 
             "sum": Ω ← Ω + Ω_new, anchor = latest weights (MAS, Aljundi 2018, authors' code);
-            "ema": Ω ← factor Ω + (1 − factor) Ω_new, anchor = latest (as FACIL and Avalanche);
+            "ema": Ω ← factor Ω + (1 − factor) Ω_new, anchor = latest (as Avalanche). The first
+            task's Ω enters whole; FACIL's average starts from zeros, which is (1 − factor)
+            times "decay";
             "decay": Ω ← factor Ω + Ω_new, anchor = latest (online EWC, Schwarz 2018);
             "quadratics": the exact sum of one quadratic per task (EWC, Kirkpatrick 2017), kept
             as one quadratic (total Ω, Ω-weighted mean anchor, a constant; Huszár 2018), so that

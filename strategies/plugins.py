@@ -103,7 +103,7 @@ class ImportancePlugin(SupervisedPlugin[Any]):
         """Measure importance on ``data`` too, and join it to the penalty; the weights are its anchor.
 
         To be called between experiences: unlabelled samples met at test time tell what the
-        network is used for from now on, and so what to protect (Aljundi et al. 2018, sec. 5.3).
+        network is used for from now on, and so what to protect (after Aljundi et al. 2018).
 
         Args:
             strategy: that the plugin is part of.

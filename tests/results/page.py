@@ -116,7 +116,8 @@ percent, mean ± standard deviation over seeds, and the 95 % bootstrap interval 
 5 seeds, but only 75 % at 3). *Chosen* is what `select` took, on training data held out and with other seeds; no test
 image is looked at before the last run. p: paired t-test against naive, adjusted by Holm's method. Intransigence is
 against joint training, where that was run. Times are of one core, two cells side by side, on a machine that had other
-work too.
+work too. Results are the same to the bit only for the same vector instructions, which these runs do not record;
+[critical_periods.md](critical_periods.md#digits-with-other-vector-instructions) shows how much others may change.
 """
 _SECTION = """
 ## {title}
