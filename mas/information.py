@@ -242,12 +242,13 @@ def accuracy_under_noise(
     if draws < 1:
         raise ValueError(f"draws is {draws}; give a number of at least 1")
     generator = generator or torch.Generator().manual_seed(0)
-    weights = _weights(model, std)
     found = []
-    for _ in range(draws):
-        noise = {n: torch.randn(s.shape, generator=generator, dtype=torch.float64).to(s) * s for n, s in std.items()}
-        with measuring(model), torch.no_grad(), _values(model, {n: w + noise[n] for n, w in weights.items()}):
-            found.append(_accuracy(model, batches, forward or run_forward))
+    with measuring(model), torch.no_grad():  # also around the weights: another thread may have noise on them
+        weights = _weights(model, std)
+        for _ in range(draws):
+            draw = {n: torch.randn(s.shape, generator=generator, dtype=torch.float64).to(s) * s for n, s in std.items()}
+            with _values(model, {n: w + draw[n] for n, w in weights.items()}):
+                found.append(_accuracy(model, batches, forward or run_forward))
     return torch.tensor(found, dtype=torch.float64)
 
 
