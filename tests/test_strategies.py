@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import inspect
 import sys
+import warnings
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from avalanche.training import Naive as AvalancheNaive
 from avalanche.training.plugins import EvaluationPlugin, LwFPlugin, ReplayPlugin, SupervisedPlugin
 from avalanche.training.plugins import EWCPlugin as AvalancheEWC
 from avalanche.training.plugins import MASPlugin as AvalancheMAS
+from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -370,6 +372,56 @@ def test_help_shows_all_options_of_a_plugin():
     ]
     with pytest.raises(TypeError, match="samples"):
         MASPlugin(samples=3)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+class TestArguments:
+    def test_model_optimizer_and_criterion_by_position_are_those_by_name(self, name):
+        def made(by_position):
+            model = network()
+            first = (model, torch.optim.SGD(model.parameters(), lr=0.05), nn.CrossEntropyLoss(label_smoothing=0.3))
+            named = {} if by_position else dict(zip(("model", "optimizer", "criterion"), first, strict=True))
+            common = {"train_mb_size": 8, "evaluator": EvaluationPlugin()}
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)
+                return STRATEGIES[name](*(first if by_position else ()), **named, **common)
+
+        def trained(strategy):
+            torch.manual_seed(2)
+            strategy.train(benchmark(experiences=1).train_stream[0])
+            return list(strategy.model.parameters())
+
+        by_name, by_position = made(by_position=False), made(by_position=True)
+        assert by_position._criterion.label_smoothing == 0.3
+        assert all(torch.equal(a, b) for a, b in zip(trained(by_name), trained(by_position), strict=True))
+
+    def test_what_follows_must_be_given_by_name(self, name):
+        """The fourth argument of Avalanche's own EWC is a strength, that of its Naive a batch size."""
+        kind, model = STRATEGIES[name], network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        expected = f"{kind.__name__} got 4 arguments by position; allowed: model, optimizer, criterion;"
+        with pytest.raises(TypeError, match=expected):
+            kind(model, optimizer, nn.CrossEntropyLoss(), 32)
+        with pytest.raises(TypeError, match=f"{kind.__name__} got model by position and by name; give it once"):
+            kind(model, model=model, optimizer=optimizer)
+
+    def test_the_signature_has_avalanches_arguments_first(self, name):
+        theirs = list(inspect.signature(SupervisedTemplate).parameters)
+        shown = list(inspect.signature(STRATEGIES[name]).parameters)
+        assert shown[: len(theirs) - 1] == theirs[:-1]  # the last one is **kwargs
+        assert shown[-1] == theirs[-1]
+        assert len(set(shown)) == len(shown)
+
+
+def test_a_subclass_shows_and_takes_the_same_arguments():
+    class Mine(MAS):
+        pass
+
+    assert inspect.signature(Mine) == inspect.signature(MAS)
+    evaluator = EvaluationPlugin()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert plugin_of(build(Mine, network(), evaluator=evaluator, lam=3.0)).penalty.strength == 3
 
 
 def test_the_plugin_measures_exactly_the_experiences_data():
