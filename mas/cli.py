@@ -33,6 +33,23 @@ Data = Annotated[
 ]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import mas
+
+        typer.echo(f"mas {mas.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
+
+
 @app.command()
 def run(
     config: ConfigFile,
@@ -61,8 +78,8 @@ def run(
         from mas.experiments.store import Store
 
         experiment, folder = load_config(config, changes or [], data), output or Path("runs") / config.stem
-        with _progress(Store(folder), every_cell(experiment)) as announce:
-            outcome = run_experiment(experiment, folder, workers, announce)
+        with _progress(folder, len(every_cell(experiment))) as (begin, announce):
+            outcome = run_experiment(experiment, folder, workers, announce, begin)
         for line in outcome.failed:
             typer.echo(f"error: {line}", err=True)
         if outcome.results.records:
@@ -113,11 +130,13 @@ def compare(
         from rich.table import Table
 
         from mas.experiments.compare import compare_folders, comparison_rows
+        from mas.experiments.report.pages import intervals
 
         comparison = compare_folders(first, second)
         for line in comparison.notes:
             typer.echo(line)
-        table = Table(title=f"{second} − {first}, percent [95 % interval over seeds]", title_justify="left")
+        told = intervals(comparison.table["n"].max(), "[95 % interval over seeds]")
+        table = Table(title=f"{second} − {first}, percent, {told}", title_justify="left")
         headings, rows = comparison_rows(comparison)
         for heading in headings:
             table.add_column(heading, justify="left" if heading == "strategy" else "right")
@@ -171,15 +190,15 @@ def _user_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _progress(store: Any, cells: list[Any]) -> Iterator[Any]:
-    """Show cells as they end: a bar with the time left on a terminal, else a line each."""
+def _progress(folder: Path, total: int) -> Iterator[Any]:
+    """Show cells as they end: a bar with the time left on a terminal, else a line each.
+
+    Gives two functions: one to call when the folder is accepted, and one to call with each cell that ends.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    total, kept = len(cells), sum(store.finished(cell) is not None for cell in cells)
-    if kept:
-        typer.echo(f"{kept} of {total} cells are finished already in {store.folder} and are kept")
-    count = kept
+    count = 0
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -189,7 +208,15 @@ def _progress(store: Any, cells: list[Any]) -> Iterator[Any]:
         console=Console(),
         disable=not sys.stdout.isatty(),
     )
-    task = bar.add_task("cells", total=total, completed=kept)
+    task = bar.add_task("cells", total=total)
+
+    def begin(kept: int) -> None:
+        nonlocal count
+        if kept:
+            typer.echo(f"{kept} of {total} cells are finished already in {folder} and are kept")
+        count = kept
+        bar.update(task, completed=kept)
+        bar.start()
 
     def announce(cell: Any, result: dict[str, Any]) -> None:
         nonlocal count
@@ -205,8 +232,10 @@ def _progress(store: Any, cells: list[Any]) -> Iterator[Any]:
                 markup=False,
             )
 
-    with bar:
-        yield announce
+    try:
+        yield begin, announce
+    finally:
+        bar.stop()
 
 
 def _print(shown: "Shown") -> None:

@@ -144,7 +144,7 @@ class ProbePlugin(SupervisedPlugin[Any]):
 
     def _look(self, strategy: Any) -> None:
         data = data_of_all(self.data, _trained(strategy))
-        forward = forward_for(data, task_of(strategy.experience))
+        forward = forward_for(strategy, data, task_of(strategy.experience))
         with measuring(strategy.model):
             generator = torch.Generator().manual_seed(0)
             drawn = list(batches(strategy, data, self.max_samples, generator, _BATCH))

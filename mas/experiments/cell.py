@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mas.benchmarks import STREAMS
 from mas.benchmarks.images import keep_on_device
-from mas.experiments.cells import Cell
+from mas.experiments.cells import THREADS, Cell
 from mas.experiments.errors import BLOW_UPS, DivergedError
 from mas.experiments.models import model_for
 from mas.experiments.probed import Seen, deficit_plugin, probe_plugins
@@ -34,7 +34,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         ``seconds``.
     """
     start, threads = time.perf_counter(), torch.get_num_threads()
-    torch.set_num_threads(1)  # the order of sums, and so the last bit, depends on the thread count
+    torch.set_num_threads(THREADS)
     try:
         with _without_deprecations():
             result = _train(cell)

@@ -7,6 +7,8 @@ from mas.experiments import consolidated_deficit, critical_period
 from mas.experiments.config import ConsolidatedDeficit, CriticalPeriod, Experiment, Forgetting, resolved
 from mas.experiments.selection import Choice, as_text, candidates, continual_option, has_grid, is_grid
 
+THREADS = 1  # of torch, in each cell: the order of sums, and so the last bit, depends on their number
+
 
 @dataclass(frozen=True)
 class Cell:

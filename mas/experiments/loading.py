@@ -35,7 +35,7 @@ from mas.experiments.config import (
 from mas.experiments.consolidated_deficit import variant_labels
 from mas.experiments.critical_period import CLEAR, CONTROL
 from mas.experiments.errors import UserError
-from mas.experiments.models import model_for
+from mas.experiments.models import model_for, torchvision_models
 from mas.experiments.options import Options
 from mas.experiments.selection import Continual, Grid, at_start, candidates, continual_option, has_grid
 from mas.experiments.source import Key, Source, nearest
@@ -344,7 +344,7 @@ def _complaints(source: Source, error: ValidationError) -> list[str]:
         allowed.setdefault(key, []).append(may_be)
     inner = {outer for key in found for outer in (key[:n] for n in range(len(key)))}
     return [
-        f"{source.where(key)}: {found[key]}; allowed: {' or '.join(dict.fromkeys(allowed[key]))}"
+        f"{source.where(key)}: {found[key]}: {' or '.join(dict.fromkeys(allowed[key]))}"
         for key in found
         if key not in inner  # what is wrong inside a value says more than that the value is wrong
     ]
@@ -366,20 +366,30 @@ def _key(item: Any, data: Any) -> Key:
 
 
 def _complaint(key: Key, item: Any, data: Any) -> tuple[str, str]:
-    """Say what was found, and what is allowed there."""
+    """Say what was found and what to do about it, and give what is allowed there."""
     kind, value = item["type"], item["input"]
     known = _known(key, item, data)
     if kind == "extra_forbidden":
-        return f"unknown key{nearest(str(key[-1]), known)}", ", ".join(known)
+        return f"unknown key{nearest(str(key[-1]), known)}; allowed", ", ".join(known)
     if kind in ("missing", "union_tag_not_found"):
-        wanted = "every config has it" if len(key) == 1 else "it has no default"
-        return "missing", ", ".join(known) or _WANTED.get(str(key[-1]), wanted)
+        if known:
+            return "missing; allowed", ", ".join(known)
+        return "missing; add it", _WANTED.get(str(key[-1]), "it has no default")
     if kind == "invalid_key":
-        return f"found the key {value!r}", "keys that are text"
+        return f"found the key {value!r}; allowed", "keys that are text"
     value = item.get("ctx", {}).get("tag", value)
     if known:
-        return f"found {value!r}{nearest(str(value), known)}", ", ".join(known)
-    return f"found {value!r}", _plainly(key[-1], item)
+        return f"found {value!r}{_meant(str(value), key, known)}; allowed", ", ".join(known)
+    return f"found {value!r}; allowed", _plainly(key[-1], item)
+
+
+def _meant(name: str, key: Key, known: Sequence[str]) -> str:
+    """Return ``, did you mean ...?``, also for names that are known elsewhere."""
+    if key[-1] == "device" and name.casefold() == "gpu":
+        return ", did you mean 'cuda'?"
+    if key == ("model", "name") and name.casefold() in torchvision_models():
+        return f", did you mean {{name: torchvision, model: {name.casefold()}}}?"
+    return nearest(name, known)
 
 
 def _plainly(name: str | int, item: Any) -> str:
@@ -394,7 +404,13 @@ def _plainly(name: str | int, item: Any) -> str:
 
 
 _NOT_A_MAP = ("model_type", "model_attributes_type", "dict_type")
-_WANTED = {"select": "a list of values; for lam also continual"}
+_WANTED = {
+    "benchmark": "a map such as {dataset: digits}",
+    "deficit": "a map such as {name: blur}",
+    "lengths": "a list of epochs such as [20, 40]",
+    "select": "a list of values; for lam also continual",
+    "strategies": "a list such as [{name: naive}, {name: mas, lam: 1}]",
+}
 _SAID_PLAINLY = {
     **dict.fromkeys(_NOT_A_MAP, "a map, such as {name: ...}"),
     "too_short": "a longer list",

@@ -112,12 +112,19 @@ def alexnet(shape: Sequence[int], weights: str | None = None) -> nn.Module:
 
 def torchvision_model(shape: Sequence[int], model: str, weights: str | None = None) -> nn.Module:
     """Any classifier of torchvision by its name there, without its last layer; ``weights`` as torchvision has them."""
-    from torchvision.models import get_model, list_models
+    from torchvision.models import get_model
 
-    known = list_models(importlib.import_module("torchvision.models"))
+    known = torchvision_models()
     if model not in known:
         raise ValueError(f"model is {model!r}; torchvision has {', '.join(known)}")
     return _on_colour(shape, _without_head(get_model(model, weights=weights)))
+
+
+def torchvision_models() -> list[str]:
+    """Return the names of torchvision's classifiers."""
+    from torchvision.models import list_models
+
+    return list(list_models(importlib.import_module("torchvision.models")))
 
 
 def imported(shape: Sequence[int], function: str, options: dict[str, Any] = {}) -> nn.Module:  # noqa: B006 - never changed

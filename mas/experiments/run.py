@@ -34,7 +34,11 @@ class Outcome:
 
 
 def run_experiment(
-    config: Experiment, folder: Path, workers: int | None = None, announce: Announce = lambda cell, result: None
+    config: Experiment,
+    folder: Path,
+    workers: int | None = None,
+    announce: Announce = lambda cell, result: None,
+    begin: Callable[[int], None] = lambda kept: None,
 ) -> Outcome:
     """Train every cell of a config that ``folder`` does not hold yet: first those that choose settings.
 
@@ -43,6 +47,7 @@ def run_experiment(
         folder: for the results; finished cells in it are kept, others' results are refused.
         workers: processes; by default one per core. Results do not depend on it.
         announce: called with each cell as it ends.
+        begin: called once, when the folder is accepted, with the number of cells that were finished before.
 
     Raises:
         UserError: the folder holds other results or cannot be written; there is no such device.
@@ -54,6 +59,7 @@ def run_experiment(
     before = [*tries, *_to_report(config, store)]
     store.claim(resolved(config), before, _fingerprints(config))
     kept = sum(store.finished(cell) is not None for cell in before)
+    begin(kept)
     failed = _train_all(tries, store, workers, announce)
     cells = _to_report(config, store)
     store.refuse_others(cells)

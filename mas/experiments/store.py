@@ -1,7 +1,7 @@
 """Where results live: one folder a run, one file a cell, each written whole or not at all.
 
 runs/<name>/config.yaml       the resolved config
-            environment.json  versions, commit, processor: a list, as cells may be trained one after another
+            environment.json  versions, commit, processor, threads: a list, as cells may be trained one after another
             data.json         fingerprints of the data sets
             cells/<id>.json   what one cell gave, with its settings
             *.csv  figures/  report.html    made from the cells
@@ -16,9 +16,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
-from mas.experiments.cells import Cell
+from mas.experiments.cells import THREADS, Cell
 from mas.experiments.errors import UserError
 
 _KEPT = ("label", "seed", "settings", "status", "reason", "untrained", "accuracy", "tries", "probes", "seconds")
@@ -40,8 +41,8 @@ class Store:
             data: fingerprint by data set, see `mas.benchmarks.fingerprint`.
 
         Raises:
-            UserError: the path is a file, the folder holds no run of ours, or cells of the same
-                name with other settings or of other data.
+            UserError: the path is a file, the folder holds no run of ours, cells of the same name
+                with other settings or of other data, or cells that the config does not have.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{self.folder}: is a file; expected a folder for results: choose another with --output")
@@ -50,6 +51,7 @@ class Store:
                 f"{self.folder}: holds other files and no config.yaml of a run; choose another folder with --output"
             )
         self.refuse_others(cells)
+        self._refuse_cells_beside(cells)
         self._refuse_other_data(data)
         try:
             self.cells.mkdir(parents=True, exist_ok=True)
@@ -107,6 +109,17 @@ class Store:
             Path(temporary).unlink(missing_ok=True)
             raise
 
+    def _refuse_cells_beside(self, cells: list[Cell]) -> None:
+        """Raise if the folder holds cells of another config, whose tables the new ones would replace."""
+        known = {cell.id for cell in cells}
+        beside = sorted(path.stem for path in self.cells.glob("[!.]*.json") if path.stem not in known)
+        if beside:
+            more = f" and {len(beside) - 1} more" if len(beside) > 1 else ""
+            raise UserError(
+                f"{self.folder}: holds other results: this config has no cell {beside[0]}{more}; "
+                "choose another folder with --output, or delete this one"
+            )
+
     def _refuse_other_data(self, data: dict[str, str]) -> None:
         known = self._read("data.json", {})
         for name, fingerprint in data.items():
@@ -141,7 +154,9 @@ def environment() -> dict[str, Any]:
         "git_commit": _git("rev-parse", "HEAD"),
         "git_changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "processor": _processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),  # the instruction set changes the last bits
         "cores": os.cpu_count(),
+        "threads": THREADS,
         "system": platform.platform(),
     }
 

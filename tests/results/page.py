@@ -8,6 +8,7 @@ import pandas as pd
 import yaml
 
 from mas.experiments.report.forgetting import tried_rows
+from mas.experiments.report.pages import percent
 from tests.bench.page import table
 
 Run = dict[str, Any]
@@ -89,8 +90,7 @@ def _tried(tries: pd.DataFrame) -> str:
 
 
 def _percent(scores: pd.DataFrame, label: str, score: str) -> str:
-    mean = scores.loc[(label, score), "mean"]
-    return "–" if pd.isna(mean) else f"{100 * mean:.1f}"
+    return percent(float(scores.loc[(label, score), "mean"]))
 
 
 def _p(comparisons: pd.DataFrame, label: str) -> str:

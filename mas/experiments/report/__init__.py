@@ -5,6 +5,7 @@ from typing import NamedTuple
 from mas.experiments.config import ConsolidatedDeficit, CriticalPeriod, Experiment, resolved
 from mas.experiments.errors import UserError
 from mas.experiments.report.forgetting import shown, write_forgetting_report
+from mas.experiments.report.pages import intervals
 from mas.experiments.report.probed import write_consolidated_report, write_critical_report
 from mas.experiments.results import Results
 from mas.experiments.store import Store
@@ -27,10 +28,12 @@ def write_report(store: Store, config: Experiment, results: Results) -> Shown:
     """
     if not results.records:
         raise UserError(f"{store.folder}: holds no finished cell; run it first with: mas run")
+    seeds = len({record["seed"] for record in results.records})
+    told = intervals(seeds, "mean [95 % interval over seeds]")
     if isinstance(config, CriticalPeriod):
-        return Shown("percent, mean [95 % interval over seeds]", *write_critical_report(store, config, results.records))
+        return Shown(f"percent, {told}", *write_critical_report(store, config, results.records))
     if isinstance(config, ConsolidatedDeficit):
-        title = "accuracies in percent, mean [95 % interval over seeds]"
-        return Shown(title, *write_consolidated_report(store, config, results.records))
+        return Shown(f"accuracies in percent, {told}", *write_consolidated_report(store, config, results.records))
+    stars = ", * p < 0.05 (paired, Holm)" if seeds > 1 else ""
     rows = write_forgetting_report(store, resolved(config), results)
-    return Shown("percent, mean [95 % interval over seeds], * p < 0.05 (paired, Holm)", *shown(rows))
+    return Shown(f"percent, {told}{stars}", *shown(rows))

@@ -141,10 +141,11 @@ def _over_stream(records: Sequence[Record], labels: Sequence[str]) -> Figure:
             continue
         axes.plot(range(1, size + 1), mean, marker="o", color=colour, label=label)
         axes.fill_between(range(1, size + 1), low, high.clip(max=100), color=colour, alpha=0.15, linewidth=0)
+    several = len({r["seed"] for r in records}) > 1
     axes.set(
         xlabel="experiences trained",
         ylabel="accuracy on those seen so far, %",
-        title="Accuracy over the stream, mean and 95 % interval over seeds",
+        title="Accuracy over the stream" + (", mean and 95 % interval over seeds" if several else ""),
     )
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)

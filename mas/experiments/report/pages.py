@@ -38,8 +38,13 @@ def render(template: str, **values: Any) -> str:
 
 
 def few_seeds(seeds: int) -> str:
-    """Say what intervals of few seeds are worth, or nothing where there are enough."""
-    return _FEW_SEEDS if seeds < 5 else ""
+    """Say what intervals of few seeds are worth, or nothing where there are enough; one seed has no interval."""
+    return _FEW_SEEDS if 1 < seeds < 5 else ""
+
+
+def intervals(seeds: int, text: str) -> str:
+    """Return a text about intervals and tests, or what to say where there is one seed and so none of them."""
+    return "one seed: no interval, no test" if seeds == 1 else text
 
 
 def as_text(picture: bytes) -> str:
@@ -56,4 +61,12 @@ def number(mean: float, low: float = np.nan, high: float = np.nan, form: str = "
     """Give a number with its interval if it has one; "–" if there is none."""
     if np.isnan(mean):
         return "–"
-    return f"{mean:{form}}" if np.isnan(low) else f"{mean:{form}} [{low:{form}}, {high:{form}}]"
+    if np.isnan(low):
+        return _rounded(mean, form)
+    return f"{_rounded(mean, form)} [{_rounded(low, form)}, {_rounded(high, form)}]"
+
+
+def _rounded(value: float, form: str) -> str:
+    """Return a number as text; one that is rounded to 0 has no sign."""
+    text = f"{value:{form}}"
+    return text.removeprefix("-") if float(text) == 0 else text

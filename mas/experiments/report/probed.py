@@ -20,7 +20,7 @@ from mas.experiments.report.drawing import (
     png,
 )
 from mas.experiments.report.forgetting import shown, table_rows
-from mas.experiments.report.pages import as_text, few_seeds, number, percent, render, write_files
+from mas.experiments.report.pages import as_text, few_seeds, intervals, number, percent, render, write_files
 from mas.experiments.store import Store
 from mas.experiments.summary import results_table
 from mas.experiments.training import is_constant
@@ -30,8 +30,8 @@ Rows = list[list[str]]
 
 CONSTANT = "The learning rate is constant: the lr-matched control would be the clear run itself, and is not needed."
 _SEEDS = (
-    "Percent; mean over {seeds} seeds with the 95 % interval (expanded percentile bootstrap); differences are paired "
-    "by seed, p of the paired t-test, adjusted by Holm's method."
+    "mean over {seeds} seeds with the 95 % interval (expanded percentile bootstrap); differences are paired "
+    "by seed, p of the paired t-test, adjusted by Holm's method"
 )
 _LOSS = " Loss is how far accuracy is below the reference's."
 
@@ -80,7 +80,9 @@ def sections_of(config: Experiment, tables: Mapping[str, pd.DataFrame], figures:
         headings, rows = shown(table_rows(tables["summary"], tables["comparisons"]))
         return [Section("Accuracy", "", headings, rows), stream_section(tables["traces"], figures)]
     about = "; ".join(f"{_title(score)}: {meaning}" for score, meaning in SCORES.items())
-    text = about + ". * p < 0.05 against the run of the same length without protection."
+    text = about + "."
+    if len(config.seed_list()) > 1:
+        text += " * p < 0.05 against the run of the same length without protection."
     text += _diverged_text(tables["scores"])
     return [Section("Does protection deepen the impairment?", text, *_score_rows(tables["scores"]), ["strengths"])]
 
@@ -102,7 +104,7 @@ def introduction(config: Experiment) -> str:
     """Say what the numbers are."""
     seeds = len(config.seed_list())
     loss = _LOSS if isinstance(config, CriticalPeriod) else ""
-    return _SEEDS.format(seeds=seeds) + loss + few_seeds(seeds)
+    return "Percent; " + intervals(seeds, _SEEDS.format(seeds=seeds)) + "." + loss + few_seeds(seeds)
 
 
 _CURVE_HEADINGS = ["curve", "deficit", "epoch", "accuracy", "on training data", "loss", "p (Holm)"]
