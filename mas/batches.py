@@ -22,6 +22,23 @@ def batch_size(batch: Batch) -> int:
     raise ValueError(f"a batch holds no tensor with a sample axis: {type(batch).__name__}")
 
 
+def with_samples(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield the batches that hold a sample; skip those of size 0.
+
+    A batch without any tensor, such as a list of strings, counts as one with samples.
+
+    >>> from torch import zeros
+    >>> [len(batch) for batch in with_samples([zeros(2, 1), zeros(0, 1), zeros(3, 1)])]
+    [2, 3]
+    """
+    for batch in batches:
+        leaves = tree_leaves(batch)
+        sizes = [len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim > 0]
+        empty = sizes[0] == 0 if sizes else not leaves
+        if not empty:
+            yield batch
+
+
 def run_forward(model: nn.Module, batch: Batch) -> Any:
     """Give ``model(batch)``, or ``model(batch[0])`` for a tuple or list such as ``(x, y)``."""
     if isinstance(batch, tuple | list):

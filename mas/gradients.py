@@ -28,6 +28,8 @@ Objective = Callable[[Any, Batch], Tensor]
 Moment = Literal["abs", "square"]
 Reduction = Literal["sample", "batch"]
 
+DIVERGED = "if the network has diverged, use a lower learning rate or strength"  # the end of every such message
+
 
 def per_sample_moments(
     model: nn.Module,
@@ -66,7 +68,7 @@ def per_sample_moments(
         ValueError: no parameter requires a gradient; the objective has the wrong shape or does
             not depend on the parameters; samples of the batch influence each other; model and
             batch are on different devices.
-        FloatingPointError: the objective is not finite.
+        FloatingPointError: the objective or a moment is not finite.
         RuntimeError: a parameter has no exact per-sample gradient by any road.
 
     For a linear model y = w x and the objective y, the gradient for sample n is x_n:
@@ -81,7 +83,7 @@ def per_sample_moments(
     with measuring(model):
         engine = SamplePass(model, objective, moment, forward, max_bytes)
         engine.add(batch)
-        return engine.total
+        return engine.result()
 
 
 def mean_moments(
@@ -128,11 +130,7 @@ class Pass(ABC):
             raise ValueError(f"max_bytes is {max_bytes}; give a number of at least 1, or None for the default")
         self.model, self.moment = bare(model), moment
         self.forward, self.max_bytes = forward or run_forward, max_bytes
-        self.params = {name: p for name, p in named_parameters(model).items() if p.requires_grad}
-        if not self.params:
-            raise ValueError(
-                "no parameter of the model requires a gradient; call requires_grad_(True) on those to measure"
-            )
+        self.params = trained_parameters(model)
         if wrong := [name for name, p in self.params.items() if p.is_complex()]:
             raise ValueError(f"parameter {wrong[0]!r} is complex; importance is defined for real parameters: freeze it")
         self.skip: set[Key] = set()  # calls without a sample axis: nothing per sample to note
@@ -167,6 +165,20 @@ class Pass(ABC):
                 "batches gave no sample; give a data loader or a list of batches (an iterator can be used only once)"
             )
         torch._foreach_div_(list(self.total.values()), float(self.count))
+        return self.result()
+
+    def result(self) -> dict[str, Tensor]:
+        """Return `total`.
+
+        Raises:
+            FloatingPointError: a value in it is not finite.
+        """
+        for name, finite in _finite(self.total).items():
+            if not finite:
+                raise FloatingPointError(
+                    f"importance of {name!r} is not finite: its gradients are NaN or too large for "
+                    f"{self.total[name].dtype}; {DIVERGED}"
+                )
         return self.total
 
     def _record(self, batch: Batch) -> tuple[Any, Recorder]:
@@ -331,14 +343,36 @@ class BatchPass(SamplePass):
 _PASSES: dict[str, type[SamplePass]] = {"sample": SamplePass, "batch": BatchPass}
 
 
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that require a gradient, by name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = {name: p for name, p in named_parameters(model).items() if p.requires_grad}
+    if not found:
+        raise ValueError("no parameter of the model requires a gradient; call requires_grad_(True) on those to measure")
+    return found
+
+
 def check_finite(values: Tensor) -> None:
     """Raise FloatingPointError for the first sample with a value that is not finite."""
     if not torch.isfinite(values).all():
         bad = int((~torch.isfinite(values)).nonzero()[0, 0])
         raise FloatingPointError(
-            f"objective is {values[bad].tolist()} for sample {bad} of the batch; "
-            "importance of a network that diverged has no meaning"
+            f"objective is {values[bad].tolist()} for sample {bad} of the batch; check its input; {DIVERGED}"
         )
+
+
+def _finite(moments: dict[str, Tensor]) -> dict[str, bool]:
+    """Tell for each moment whether all its values are finite, in one wait for the device."""
+    filled = {name: moment for name, moment in moments.items() if moment.numel()}
+    if not filled:
+        return {}
+    device = next(iter(filled.values())).device
+    # no moment is negative, so its largest value tells, and needs no tensor of booleans
+    flags = [moment.amax().isfinite().to(device) for moment in filled.values()]
+    return dict(zip(filled, torch.stack(flags).tolist(), strict=True))
 
 
 def _ordinary(leaf: Any) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mas.batches import Batch, Forward, batch_size, run_forward
-from mas.gradients import Reduction, mean_moments
+from mas.gradients import Reduction, mean_moments, trained_parameters
 from mas.measuring import bare, measuring, named_parameters
 
 Labels = Literal["exact", "sampled", "empirical", "predicted"]
@@ -111,8 +111,11 @@ def uniform_importance(model: nn.Module, batches: Iterable[Batch], forward: Forw
     Args:
         model, batches, forward: as for `mas_importance`. They only show which parameters the
             output depends on; for others, such as the heads of other tasks, the importance is 0.
+
+    Raises:
+        ValueError: no parameter requires a gradient, or the output depends on none; no batch.
     """
-    unused = {name: p for name, p in named_parameters(model).items() if p.requires_grad}
+    unused = trained_parameters(model)
     ones = {name: torch.zeros_like(p, requires_grad=False) for name, p in unused.items()}
     seen = False
     with measuring(model), torch.enable_grad():
@@ -125,6 +128,11 @@ def uniform_importance(model: nn.Module, batches: Iterable[Batch], forward: Forw
                 break
     if not seen:
         raise ValueError("batches gave no sample; give a data loader or a list of batches")
+    if len(unused) == len(ones):
+        raise ValueError(
+            "the output does not depend on any parameter that requires a gradient; "
+            "is it detached, or run under no_grad?"
+        )
     return ones
 
 

@@ -2,9 +2,11 @@
 
 A weight that could be anything without harm holds no information. `information_in_weights` counts
 the nats that it takes to tell the weights as exactly as the task needs them; the Fisher information
-(`mas.fisher_importance`) says how exactly that is.
+(`mas.fisher_importance`) says how exactly that is. A network that has diverged raises
+FloatingPointError: a weight, an output or what is measured is NaN or infinite.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -12,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mas.batches import Batch, Forward, run_forward
+from mas.batches import Batch, Forward, run_forward, with_samples
+from mas.finite import check_output, check_weights
 from mas.importance import Labels, fisher_importance
 from mas.measuring import bare, measuring, named_parameters
 
@@ -37,7 +40,7 @@ def fisher_trace(
         layer's weights. A layer is the module that holds the parameters, see `by_layer`.
 
     Raises:
-        As `mas.fisher_importance`.
+        As `mas.fisher_importance`. FloatingPointError also if a weight or a trace is not finite.
 
     Source: Achille, Rovere and Soatto 2019, Critical Learning Periods in Deep Networks.
 
@@ -46,7 +49,13 @@ def fisher_trace(
     >>> fisher_trace(nn.Linear(2, 1), [torch.ones(3, 2)])
     {'model': 0.0}
     """
-    return by_layer(fisher_importance(model, batches, labels, forward, max_samples, generator, max_bytes))
+    check_weights(model)  # a bias of -inf looks like a masked class
+    fisher = fisher_importance(model, batches, labels, forward, max_samples, generator, max_bytes)
+    traces = by_layer(fisher)
+    for layer, trace in traces.items():
+        if not math.isfinite(trace):
+            raise FloatingPointError(f"the Fisher trace of {layer!r} is {trace}; the network has diverged")
+    return traces
 
 
 def by_layer(values: Mapping[str, Tensor]) -> dict[str, float]:
@@ -106,23 +115,32 @@ def information_in_weights(
 ) -> dict[str, float]:
     """Information in the weights by layer: the divergence of their Gaussian posterior from the prior, in nats.
 
-    With the prior N(0, λ²) and the loss, a mean negative log-likelihood whose curvature is F, the
-    posterior that minimises E[loss] + β KL is N(w, λ² / (1 + r)), r = λ² F / β. Its divergence is
+    The prior is N(0, λ²) and the loss L a mean negative log-likelihood over samples, of curvature F:
+    E[L] = L(w) + ½ Σ_i F_i σ_i². Among the Gaussians N(w, σ²), E[L] + β KL(posterior ‖ prior) is least
+    at σ² = λ² / (1 + r), r = λ² F / β. The divergence is then
     ½ Σ_i [w_i²/λ² + log(1 + r_i) − r_i / (1 + r_i)].
+
+    The scale of β depends on how the trade-off is written. To compare with a β from elsewhere:
+
+    - With the loss summed over N samples, the same posterior has β_sum = N β. So β = 1/N is
+      β_sum = 1, the Laplace approximation of the Bayesian posterior.
+    - With β_sum / N in front of the divergence, as in PAC-Bayes bounds, it is β_sum again.
+    - With a covariance (β'/2) (F + β'/(2λ²))⁻¹, from an expansion of L without the ½, β' = 2 β.
 
     Args:
         model: with the weights w.
         fisher: F by parameter name, of the parameter's shape, from `mas.fisher_importance`.
-        beta: β, above 0: what a nat costs, in nats of the mean loss. 1/N for N training samples
-            gives the usual posterior.
+        beta: β, above 0: what a nat costs, in nats of the mean loss.
         prior_std: λ, above 0, in units of weight.
 
     Returns:
         Nats by layer, for the layers that ``fisher`` names.
 
     Raises:
-        ValueError: β or λ not above 0; F of other names or shapes, or negative.
-        FloatingPointError: F is not finite: the training has blown up.
+        ValueError: β or λ not above 0, or so small or large that β or λ² does not fit F's type (in
+            float32, β below 1.2e-38 or λ below 1.1e-19); F of other names or shapes, or negative.
+        FloatingPointError: a weight or F is not finite: the training has blown up; or the result is
+            not finite at this β and λ.
 
     Source: Achille, Paolini and Soatto 2019 (arXiv 1905.12213), Where is the Information in a Deep
     Neural Network?
@@ -134,9 +152,15 @@ def information_in_weights(
     """
     ratio = _ratio(fisher, beta, prior_std)
     weights = _weights(model, fisher)
-    return by_layer(
+    nats = by_layer(
         {name: 0.5 * ((weights[name] / prior_std).square() + r.log1p() - r / (1 + r)) for name, r in ratio.items()}
     )
+    for layer, value in nats.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the information in layer {layer!r} is {value} with prior_std={prior_std}; give a larger prior_std"
+            )
+    return nats
 
 
 def posterior_std(fisher: Mapping[str, Tensor], beta: float, prior_std: float) -> dict[str, Tensor]:
@@ -179,6 +203,7 @@ def accuracy_information_curve(
 
     Raises:
         ValueError: no draws or no samples, batches without labels, or as `information_in_weights`.
+        FloatingPointError: as `information_in_weights`, or an output is not finite.
 
     Source: Achille, Paolini and Soatto 2019 (the information Lagrangian).
     """
@@ -211,16 +236,19 @@ def accuracy_under_noise(
 
     Raises:
         ValueError: as `accuracy_information_curve`.
+        FloatingPointError: a weight is not finite, or an output under noise is not. -inf is accepted
+            for some of a sample's outputs, as a mask of classes gives it.
     """
     if draws < 1:
         raise ValueError(f"draws is {draws}; give a number of at least 1")
     generator = generator or torch.Generator().manual_seed(0)
-    weights = _weights(model, std)
     found = []
-    for _ in range(draws):
-        noise = {n: torch.randn(s.shape, generator=generator, dtype=torch.float64).to(s) * s for n, s in std.items()}
-        with measuring(model), torch.no_grad(), _values(model, {n: w + noise[n] for n, w in weights.items()}):
-            found.append(_accuracy(model, batches, forward or run_forward))
+    with measuring(model), torch.no_grad():  # also around the weights: another thread may have noise on them
+        weights = _weights(model, std)
+        for _ in range(draws):
+            draw = {n: torch.randn(s.shape, generator=generator, dtype=torch.float64).to(s) * s for n, s in std.items()}
+            with _values(model, {n: w + draw[n] for n, w in weights.items()}):
+                found.append(_accuracy(model, batches, forward or run_forward))
     return torch.tensor(found, dtype=torch.float64)
 
 
@@ -240,10 +268,12 @@ def _values(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
 
 def _accuracy(model: nn.Module, batches: Iterable[Batch], forward: Forward) -> float:
     right = seen = 0
-    for batch in batches:
+    for batch in with_samples(batches):
         if isinstance(batch, Tensor) or len(batch) < 2:
             raise ValueError("accuracy needs batches of (x, y); got unlabelled ones")
-        answers = forward(bare(model), batch).argmax(1)
+        output = forward(bare(model), batch)
+        check_output(output, "the network has diverged, or the noise on its weights is too large")
+        answers = output.argmax(1)
         right += int((answers == batch[1].to(answers.device)).sum())
         seen += len(answers)
     if not seen:
@@ -260,10 +290,31 @@ def _ratio(fisher: Mapping[str, Tensor], beta: float, prior_std: float) -> dict[
         raise FloatingPointError(f"the Fisher information of {bad[0]!r} is not finite")
     if bad := [name for name, f in fisher.items() if bool((f < 0).any())]:
         raise ValueError(f"the Fisher information of {bad[0]!r} has values that are negative")
-    return {name: prior_std**2 * f / beta for name, f in fisher.items()}
+    for dtype in {torch.result_type(f, 1.0) for f in fisher.values()}:
+        _check_range(beta, prior_std, torch.finfo(dtype))
+    ratio = {name: prior_std**2 * f / beta for name, f in fisher.items()}
+    if bad := [name for name, r in ratio.items() if not bool(r.isfinite().all())]:
+        raise FloatingPointError(
+            f"λ² F / β of {bad[0]!r} is not finite, with F up to {float(fisher[bad[0]].max()):.3g}, beta={beta} and "
+            f"prior_std={prior_std}; the network has diverged, or beta is too small for this prior_std"
+        )
+    return ratio
+
+
+def _check_range(beta: float, prior_std: float, limits: torch.finfo) -> None:
+    """Raise ValueError unless β and λ² can be told from 0 and infinity in a floating-point type."""
+    if beta < limits.tiny:
+        raise ValueError(f"beta is {beta}, too small for {limits.dtype}; give a number of at least {limits.tiny:.2g}")
+    low, high = math.sqrt(limits.tiny), math.sqrt(limits.max)
+    if not low <= prior_std <= high:
+        raise ValueError(
+            f"prior_std is {prior_std}, whose square does not fit {limits.dtype}; "
+            f"give a number from {low:.2g} to {high:.2g}"
+        )
 
 
 def _weights(model: nn.Module, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    check_weights(model)
     weights = {name: p.detach() for name, p in named_parameters(model).items()}
     for name, value in like.items():
         if name not in weights or weights[name].shape != value.shape:

@@ -40,9 +40,10 @@ def local_mas_importance(
         (the layer's output)² per unit of weight.
 
     Raises:
-        ValueError: a parameter is used in a way for which no layer function is known; or as
+        ValueError: a parameter is used in a way for which no layer function is known; no layer has
+            a parameter that requires a gradient, or all run under ``torch.no_grad()``; or as
             `mas.per_sample_moments`.
-        FloatingPointError: the model's output is not finite.
+        FloatingPointError: the model's output or an importance is not finite.
 
     Source: Aljundi et al. 2018, sec. 4.3 (local version, l-MAS).
 
@@ -106,6 +107,10 @@ class _LocalPass(Pass):
             if isinstance(leaf, Tensor) and leaf.is_floating_point():
                 check_finite(leaf.detach().reshape(len(leaf) if leaf.ndim else 1, -1))
             recorder.refuse_other_uses(leaf)
+        if not recorder.uses:
+            raise ValueError(
+                "the forward pass calls no layer with a parameter that requires a gradient; is it run under no_grad?"
+            )
         arrivals = Arrivals(self.sums, recorder.uses)
         for use, gradient in zip(recorder.uses, recorder.gradients, strict=True):
             arrivals.add(use, gradient)

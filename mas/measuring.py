@@ -1,6 +1,7 @@
 """Measuring changes nothing: the guard that every importance pass, probe and evaluation stands in."""
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+
+# One lock for all models, not one a model: the global random streams and the compiler's stance, which are
+# saved and put back here, belong to the process. Two blocks that overlap, even of different models, would
+# put back each other's state. Re-entrant, as a measure may call another.
+_LOCK = threading.RLock()
 
 
 @contextmanager
@@ -19,6 +25,10 @@ def measuring(model: nn.Module) -> Iterator[nn.Module]:
     block raises. Parameters and their ``.grad`` are the block's own business: the engine in
     `mas.gradients` touches neither.
 
+    Blocks may be nested. Threads take turns: a thread waits until no other is in such a block, of
+    whatever model. That does not hold back a thread that *trains* the model, or draws from a global
+    random stream, outside of a block.
+
     >>> layer = nn.Dropout().train()
     >>> with measuring(layer):
     ...     layer.training
@@ -26,6 +36,14 @@ def measuring(model: nn.Module) -> Iterator[nn.Module]:
     >>> layer.training
     True
     """
+    with _LOCK, _preserved(model):
+        model.eval()
+        yield model
+
+
+@contextmanager
+def _preserved(model: nn.Module) -> Iterator[None]:
+    """Put everything back that `measuring` lists."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
     values = {id(b): (b, b.clone()) for _, own in buffers for b in own.values() if b is not None}
@@ -33,8 +51,7 @@ def measuring(model: nn.Module) -> Iterator[nn.Module]:
     eager = torch.compiler.set_stance("force_eager")  # the layers must be seen one by one
     with eager, torch.inference_mode(False), torch.random.fork_rng(devices=_cuda_devices(model)):
         try:
-            model.eval()
-            yield model
+            yield
         finally:
             for module, mode in modes:
                 module.training = mode

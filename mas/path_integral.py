@@ -21,7 +21,9 @@ class PathIntegral:
             model grows later are followed from the next `start`.
         damping: ξ, above 0: bounds the importance of weights that hardly moved.
 
-    Source: Zenke et al. 2017, eq. 3 and 5.
+    Source: Zenke et al. 2017, eq. 3 (ω) and eq. 5 (Ω). The clamp at 0 is not in the paper: it is a
+    choice made here, so that no weight is pushed away from its anchor. The authors' code clamps
+    the sum over tasks instead.
 
     One step of gradient descent, g = 4, Δθ = −1, from θ = 3:
 

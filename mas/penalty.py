@@ -1,11 +1,15 @@
 """Keep important weights near their anchor: one quadratic, its value and its fused gradient."""
 
+import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from functools import reduce
+from numbers import Real
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from mas.gradients import DIVERGED
 from mas.measuring import named_parameters
 
 Accumulate = Literal["sum", "ema", "decay", "quadratics"]
@@ -17,11 +21,13 @@ class QuadraticPenalty:
     Before the first `consolidate` there is nothing to protect: value 0, no gradient.
 
     Args:
-        strength: factor of the sum, at least 0: λ for MAS, λ/2 for EWC.
+        strength: factor of the sum, finite and at least 0: λ for MAS, λ/2 for EWC.
         accumulate: how `consolidate` joins a task with those before it:
 
             "sum": Ω ← Ω + Ω_new, anchor = latest weights (MAS, Aljundi 2018, authors' code);
-            "ema": Ω ← factor Ω + (1 − factor) Ω_new, anchor = latest (as FACIL and Avalanche);
+            "ema": Ω ← factor Ω + (1 − factor) Ω_new, anchor = latest (as Avalanche). The first
+            task's Ω enters whole; FACIL's average starts from zeros, which is (1 − factor)
+            times "decay";
             "decay": Ω ← factor Ω + Ω_new, anchor = latest (online EWC, Schwarz 2018);
             "quadratics": the exact sum of one quadratic per task (EWC, Kirkpatrick 2017), kept
             as one quadratic (total Ω, Ω-weighted mean anchor, a constant; Huszár 2018), so that
@@ -41,12 +47,7 @@ class QuadraticPenalty:
     """
 
     def __init__(self, strength: float = 1.0, accumulate: Accumulate = "sum", factor: float = 0.5):
-        if not strength >= 0:
-            raise ValueError(f"strength is {strength}; give a number of at least 0")
-        if accumulate not in _WEIGHTS:
-            raise ValueError(f"accumulate is {accumulate!r}; known are {', '.join(map(repr, _WEIGHTS))}")
-        if not 0 <= factor <= 1:
-            raise ValueError(f"factor is {factor}; give a number from 0 to 1")
+        _check_settings(strength, accumulate, factor)
         self.strength, self.accumulate, self.factor = strength, accumulate, factor
         self.importance: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}
@@ -55,20 +56,31 @@ class QuadraticPenalty:
     def consolidate(self, anchor: Mapping[str, Tensor] | nn.Module, importance: Mapping[str, Tensor]) -> None:
         """Join a finished task: protect ``anchor`` with ``importance`` from now on.
 
+        Anchor and importance are kept in one dtype, the widest of theirs and float32, so that the
+        anchor holds the weights' own values. An importance of whole numbers or booleans is
+        converted. If an error is raised, the penalty is as before the call.
+
         Args:
             anchor: the weights to stay near: a mapping by name, or the model as it stands.
             importance: Ω or F by name, as `mas.mas_importance` gives it.
 
         Raises:
-            ValueError: an importance without an anchor, of another shape or negative.
-            FloatingPointError: an importance that is not finite.
+            ValueError: an importance without an anchor, of another shape, negative or complex; a
+                parameter that has shrunk.
+            FloatingPointError: an importance, an anchor or their sum over tasks is not finite.
         """
         weights = named_parameters(anchor) if isinstance(anchor, nn.Module) else anchor
         _check(weights, importance)
-        old, new = _WEIGHTS[self.accumulate](self.factor)
         with torch.no_grad():
-            for name, omega in importance.items():
-                self._join(name, weights[name].detach().to(omega.dtype), omega.detach(), old, new)
+            joined = {name: self._joined(name, weights[name], omega) for name, omega in importance.items()}
+        constant = self.constant
+        for name, task in joined.items():
+            constant += task.constant
+            _check_finite(name, "the sum over tasks of the importance", task.importance)
+        _check_constant(constant)
+        self.importance |= {name: task.importance for name, task in joined.items()}
+        self.anchor |= {name: task.anchor for name, task in joined.items()}
+        self.constant = constant
 
     def value(self, model: nn.Module) -> Tensor:
         """Give the penalty at the model's weights, a scalar that autograd can differentiate."""
@@ -100,35 +112,34 @@ class QuadraticPenalty:
         return copies | {key: getattr(self, key) for key in _SETTINGS}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave; raises ValueError if a key is missing."""
-        missing = {*_SETTINGS, "importance", "anchor"} - state.keys()
-        if missing:
-            raise ValueError(
-                f"the state of a penalty lacks {', '.join(sorted(missing))}; "
-                "was it made by QuadraticPenalty.state_dict()?"
-            )
+        """Replace everything by what `state_dict` returned. If an error is raised, nothing is replaced.
+
+        Raises:
+            ValueError: a key is missing, or a value is not what a penalty can hold.
+            FloatingPointError: an importance or an anchor is not finite.
+        """
+        _check_state(state)
+        importance, anchor = state["importance"], state["anchor"]
+        dtypes = {name: _common_dtype(anchor[name], omega) for name, omega in importance.items()}
+        self.importance = {name: importance[name].detach().to(t, copy=True) for name, t in dtypes.items()}
+        self.anchor = {name: anchor[name].detach().to(t, copy=True) for name, t in dtypes.items()}
         for key in _SETTINGS:
             setattr(self, key, state[key])
-        for key in ("importance", "anchor"):
-            setattr(self, key, {name: tensor.clone() for name, tensor in state[key].items()})
 
-    def _join(self, name: str, anchor: Tensor, omega: Tensor, old: float, new: float) -> None:
+    def _joined(self, name: str, anchor: Tensor, omega: Tensor) -> "_Quadratic":
+        """Return a task's quadratic of one parameter, joined to that of the tasks before."""
         if name not in self.importance:
-            self.importance[name], self.anchor[name] = omega.clone(), anchor.clone()
-            return
+            dtype = _common_dtype(anchor, omega)
+            return _Quadratic(omega.detach().to(dtype, copy=True), anchor.detach().to(dtype, copy=True))
         _check_growth(name, anchor, self.anchor[name])
-        was, stood = grow(self.importance[name], omega, 0.0), grow(self.anchor[name], anchor)
+        dtype = _common_dtype(anchor, omega, self.anchor[name], self.importance[name])
+        anchor, omega = anchor.detach().to(dtype, copy=True), omega.detach().to(dtype)
+        was, stood = grow(self.importance[name].to(dtype), omega, 0.0), grow(self.anchor[name].to(dtype), anchor)
         if self.accumulate == "quadratics":
-            total = was + omega
-            share = torch.where(total > 0, omega / total, 1.0)  # entries that nothing holds take the new anchor
-            self.constant += float((was * share * (anchor - stood).square()).sum(dtype=torch.float64))
-            # the mean as a step from the old anchor: exact where the new importance is 0
-            self.anchor[name] = torch.where(share < 1, stood + share * (anchor - stood), anchor)
-            self.importance[name] = total
-        else:
-            used = bool(omega.any())
-            self.importance[name] = old * was + new * omega if used else was
-            self.anchor[name] = anchor.clone()
+            return _collapsed(was, stood, omega, anchor)
+        old, new = _WEIGHTS[self.accumulate](self.factor)
+        used = bool(omega.any())
+        return _Quadratic(old * was + new * omega if used else was, anchor)
 
     def _aligned(self, model: nn.Module, with_grad: bool = False) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Give parameters, anchors and importances in one order, parameters cut to their anchors."""
@@ -152,6 +163,29 @@ def grow(tensor: Tensor, like: Tensor, fill: float | None = None) -> Tensor:
     return grown
 
 
+class _Quadratic(NamedTuple):
+    """Σ Ω (θ − θ*)² + constant, of one parameter."""
+
+    importance: Tensor
+    anchor: Tensor
+    constant: float = 0.0
+
+
+def _collapsed(was: Tensor, stood: Tensor, omega: Tensor, anchor: Tensor) -> _Quadratic:
+    """Return the sum of Σ was (θ − stood)² and Σ omega (θ − anchor)² as one quadratic."""
+    total = was + omega
+    share = torch.where(total > 0, omega / total, 1.0)  # entries that nothing holds take the new anchor
+    constant = float((was * share * (anchor - stood).square()).sum(dtype=torch.float64))
+    # the mean as a step from the old anchor: exact where the new importance is 0
+    mean = torch.where(share < 1, stood + share * (anchor - stood), anchor)
+    return _Quadratic(total, mean, constant)
+
+
+def _common_dtype(*tensors: Tensor) -> torch.dtype:
+    """Return the widest of the tensors' dtypes and float32."""
+    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+
+
 _SETTINGS = ("strength", "accumulate", "factor", "constant")
 _PIECE = 2**19  # numbers: 2 MiB of float32
 
@@ -172,10 +206,65 @@ def _check(weights: Mapping[str, Tensor], importance: Mapping[str, Tensor]) -> N
                 f"importance of {name!r} has shape {tuple(omega.shape)} and its anchor {got}; "
                 "measure importance on the model that is the anchor"
             )
-        if not torch.isfinite(omega).all():
-            raise FloatingPointError(f"importance of {name!r} has values that are not finite")
+        if omega.is_complex() or weights[name].is_complex():
+            raise ValueError(f"{name!r} is complex; importance is defined for real parameters: leave it out")
+        _check_finite(name, "importance", omega)
+        _check_finite(name, "the anchor", weights[name])
         if not (omega >= 0).all():
             raise ValueError(f"importance of {name!r} has negative values; importance is at least 0")
+
+
+def _check_finite(name: str, what: str, values: Tensor) -> None:
+    if not torch.isfinite(values).all():
+        raise FloatingPointError(f"{what} of {name!r} has values that are not finite; {DIVERGED}")
+
+
+def _check_settings(strength: Any, accumulate: Any, factor: Any) -> None:
+    if not _is_number(strength):
+        raise ValueError(f"strength is {strength!r}; give a finite number of at least 0")
+    if not isinstance(accumulate, str) or accumulate not in _WEIGHTS:
+        raise ValueError(f"accumulate is {accumulate!r}; known are {', '.join(map(repr, _WEIGHTS))}")
+    if not _is_number(factor, 1.0):
+        raise ValueError(f"factor is {factor!r}; give a number from 0 to 1")
+
+
+def _is_number(value: Any, most: float = sys.float_info.max) -> bool:
+    return isinstance(value, Real) and 0 <= float(value) <= most
+
+
+def _check_constant(constant: float) -> None:
+    if not constant < float("inf"):
+        raise FloatingPointError(f"the penalty of past tasks at their joint anchor is {constant}; {DIVERGED}")
+
+
+def _check_state(state: Mapping[str, Any]) -> None:
+    """Raise unless ``state`` is what `QuadraticPenalty.state_dict` can return."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"the state of a penalty is of type {type(state).__name__}; give a dict")
+    missing = {*_SETTINGS, "importance", "anchor"} - state.keys()
+    if missing:
+        raise ValueError(
+            f"the state of a penalty lacks {', '.join(sorted(missing))}; was it made by QuadraticPenalty.state_dict()?"
+        )
+    _check_settings(state["strength"], state["accumulate"], state["factor"])
+    if not _is_number(state["constant"]):
+        raise ValueError(f"constant is {state['constant']!r}; a penalty's is a finite number of at least 0")
+    for key in ("importance", "anchor"):
+        _check_tensors(key, state[key])
+    importance, anchor = state["importance"], state["anchor"]
+    if lone := importance.keys() ^ anchor.keys():
+        raise ValueError(f"{min(lone)!r} has an importance or an anchor only; a penalty's state has both")
+    _check(anchor, importance)
+
+
+def _check_tensors(key: str, tensors: Any) -> None:
+    if not isinstance(tensors, Mapping):
+        raise ValueError(f"{key} is of type {type(tensors).__name__}; a penalty's is a dict of tensors by name")
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise ValueError(
+                f"{key} holds {name!r} of type {type(tensor).__name__}; a penalty's is a dict of tensors by name"
+            )
 
 
 def _add_fused(

@@ -1,20 +1,25 @@
 """How well a network can still learn: units that are asleep, the rank of its features, a fresh task.
 
 Each function takes a model and batches, leaves both as they were, and gives plain numbers: a probe
-for any training loop.
+for any training loop. Batches of size 0 are skipped. A network that has diverged raises
+FloatingPointError: a weight, an output or what is measured is NaN or infinite.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-from mas.batches import Batch, Forward, batch_size, run_forward
+from mas.batches import Batch, Forward, batch_size, run_forward, with_samples
+from mas.finite import check_finite, check_output, check_weights
 from mas.importance import last_layer
 from mas.local import ACTIVATIONS
 from mas.measuring import bare, measuring, named_parameters
@@ -46,14 +51,22 @@ def unit_activity(
 
     Raises:
         ValueError: no sample, or the model calls no such function.
+        FloatingPointError: a weight, an activation or the output is not finite.
     """
-    watch = _Watch()
+    watch, seen = _Watch(), False
+    check_weights(model)
     with measuring(model), torch.no_grad():
-        for batch in batches:
+        for batch in with_samples(batches):
+            seen = True
             with _named_calls(bare(model), watch), watch:
-                (forward or run_forward)(bare(model), batch)
+                output = (forward or run_forward)(bare(model), batch)
+            check_output(output)
+    if not seen:
+        raise ValueError("batches gave no sample; give a data loader or a list of batches")
     if not watch.sums:
         raise ValueError("saw no elementwise activation function (ReLU, GELU, tanh, ...); there are no units to watch")
+    for name, largest in watch.largest.items():
+        check_finite(largest, f"the activation of {name!r}")
     return {name: UnitActivity(watch.sums[name] / watch.counts[name], watch.largest[name]) for name in watch.sums}
 
 
@@ -65,6 +78,9 @@ def dormant_units(
     Args:
         model, batches, forward: as for `unit_activity`.
         threshold: τ, at least 0. 0 counts units that are silent on all of the data.
+
+    Raises:
+        ValueError, FloatingPointError: as `unit_activity`; ValueError also for a threshold below 0.
 
     Source: Sokar et al. 2023, The Dormant Neuron Phenomenon, def. 3.1.
 
@@ -80,7 +96,10 @@ def dormant_units(
 
 
 def dead_units(model: nn.Module, batches: Iterable[Batch], forward: Forward | None = None) -> dict[str, float]:
-    """Share of units in each layer that give 0 for every sample, from 0 to 1; args as for `unit_activity`."""
+    """Share of units in each layer that give 0 for every sample, from 0 to 1.
+
+    Args and raises: as `unit_activity`.
+    """
     return {name: _share(own.largest == 0) for name, own in unit_activity(model, batches, forward).items()}
 
 
@@ -93,8 +112,10 @@ def features(model: nn.Module, batches: Sequence[Batch], forward: Forward | None
 
     Raises:
         ValueError: no sample, or the model has no such layer.
+        FloatingPointError: a weight, a feature or the output is not finite.
     """
-    batches = list(batches)
+    batches = list(with_samples(batches))
+    check_weights(model)
     if not batches:
         raise ValueError("batches gave no sample; give a list of batches")
     names = last_layer(model, batches[0], forward)
@@ -107,10 +128,12 @@ def features(model: nn.Module, batches: Sequence[Batch], forward: Forward | None
     try:
         with measuring(model), torch.no_grad():
             for batch in batches:
-                (forward or run_forward)(bare(model), batch)
+                check_output((forward or run_forward)(bare(model), batch))
     finally:
         hook.remove()
-    return torch.cat(found)
+    matrix = torch.cat(found)
+    check_finite(matrix, "the feature matrix")
+    return matrix
 
 
 def effective_rank(matrix: Tensor) -> float:
@@ -145,7 +168,13 @@ def stable_rank(matrix: Tensor) -> float:
 
 
 def mean_weight(model: nn.Module) -> float:
-    """Mean of |w| over all parameters that are trained."""
+    """Mean of |w| over all parameters that are trained.
+
+    Raises:
+        ValueError: the model has none.
+        FloatingPointError: a weight is not finite.
+    """
+    check_weights(model)
     weights = [p.detach().double() for p in named_parameters(model).values() if p.requires_grad]
     if not weights:
         raise ValueError("the model has no parameter that requires a gradient")
@@ -164,20 +193,27 @@ def gradient_norm(
 
     Raises:
         ValueError: no sample, or batches without labels.
+        FloatingPointError: a weight, the output, the loss or the gradient is not finite.
     """
+    check_weights(model)
     params = [p for p in named_parameters(model).values() if p.requires_grad]
     total, count = [torch.zeros_like(p, dtype=torch.float64, requires_grad=False) for p in params], 0
     with measuring(model), torch.enable_grad():
-        for batch in batches:
+        for batch in with_samples(batches):
             size = batch_size(batch)
-            value = loss((forward or run_forward)(bare(model), batch), _labels(batch))
+            output = (forward or run_forward)(bare(model), batch)
+            check_output(output)
+            value = loss(output, _labels(batch))
+            check_finite(value.detach(), "the loss")
             for own, gradient in zip(total, torch.autograd.grad(value, params, allow_unused=True), strict=True):
                 if gradient is not None:
                     own.add_(gradient.double(), alpha=size)
             count += size
     if not count:
         raise ValueError("batches gave no sample; give a data loader or a list of batches")
-    return float(sum(t.square().sum() for t in total).sqrt() / count)  # type: ignore[union-attr]
+    norm = sum(t.square().sum() for t in total).sqrt() / count  # type: ignore[union-attr]
+    check_finite(norm, "the gradient of the loss")
+    return float(norm)
 
 
 def trainability(
@@ -193,6 +229,12 @@ def trainability(
     A network that has lost its plasticity is slow to fit even these. Each step is one of SGD with
     momentum 0.9 on the next of the batches, over and over.
 
+    User hooks on modules and parameters are not copied, so they never see the copy's passes. Hooks
+    of torch itself are copied, as they are part of the model: `torch.nn.utils.weight_norm`,
+    `spectral_norm` and `prune` work by them. A user hook that changes what the model computes has
+    no effect in the copy; write it as a module instead. Global hooks, such as those of
+    `register_module_forward_hook`, are called for the copy too.
+
     Args:
         model: a classifier, of which a copy is trained, in train mode.
         batches: inputs, or tuples or lists that start with them.
@@ -207,16 +249,21 @@ def trainability(
 
     Raises:
         ValueError: no sample, or a number of steps below 0.
+        FloatingPointError: a weight or the output of the model is not finite, or the copy diverged in
+            its own steps: ``lr`` is too high for this network. A probe ends its cell as diverged in
+            both cases, and the reason says which it was: a value that is left out would bias means
+            over seeds.
 
     Source: Lyle et al. 2023, Understanding Plasticity in Neural Networks (labels drawn at random).
     """
     if steps < 0:
         raise ValueError(f"steps is {steps}; give a number of at least 0")
-    run, batches = forward or run_forward, list(batches)
+    run, batches = forward or run_forward, list(with_samples(batches))
     if not batches:
         raise ValueError("batches gave no sample; give a list of batches")
+    check_weights(model)
     with measuring(model), torch.enable_grad():
-        pupil = copy.deepcopy(bare(model)).requires_grad_(True)
+        pupil = _copy_without_hooks(bare(model)).requires_grad_(True)
         generator = generator or torch.Generator().manual_seed(0)
         labels = _random_labels(pupil, batches, run, generator)
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # the guard puts the stream back
@@ -224,7 +271,9 @@ def trainability(
         with torch.no_grad():
             pupil.eval()
             losses = [F.cross_entropy(run(pupil, b), y, reduction="sum") for b, y in zip(batches, labels, strict=True)]
-    return float(sum(losses) / sum(len(y) for y in labels))
+    found = float(sum(losses) / sum(len(y) for y in labels))
+    _check_copy(found, steps, lr)
+    return found
 
 
 def _random_labels(
@@ -232,6 +281,7 @@ def _random_labels(
 ) -> list[Tensor]:
     with torch.no_grad():
         output = run(model.eval(), batches[0])
+    check_output(output)
     sizes = [batch_size(batch) for batch in batches]
     return [torch.randint(output.shape[1], (n,), generator=generator).to(output.device) for n in sizes]
 
@@ -243,8 +293,55 @@ def _train(
     for step in range(steps):
         which = step % len(batches)
         optimizer.zero_grad()
-        F.cross_entropy(run(model, batches[which]), labels[which]).backward()
+        loss = F.cross_entropy(run(model, batches[which]), labels[which])
+        _check_copy(float(loss.detach()), step, lr)
+        loss.backward()
         optimizer.step()
+
+
+def _check_copy(loss: float, steps: int, lr: float) -> None:
+    """Raise FloatingPointError if the loss of the copy is not finite after some steps."""
+    if math.isfinite(loss):
+        return
+    if steps:
+        raise FloatingPointError(f"the copy diverged: its loss is {loss} after {steps} steps; use a lower lr than {lr}")
+    raise FloatingPointError(f"the network's loss on random labels is {loss} before the first step")
+
+
+def _copy_without_hooks(model: nn.Module) -> nn.Module:
+    """Return a deep copy of ``model`` that keeps only the hooks of torch."""
+    memo: dict[int, Any] = {}
+    owned = {id(value) for module in model.modules() for value in (module, *vars(module).values())}
+    for _, hook in _own_hooks(model):
+        if id(hook) not in owned:
+            memo[id(hook)] = hook  # not copied: it may hold what cannot be, such as a file
+    for module in model.modules():
+        for value in tree_leaves(vars(module)):
+            if isinstance(value, Tensor) and not value.is_leaf:  # torch refuses to copy it
+                memo[id(value)] = value.detach().clone()
+    copied = copy.deepcopy(model, memo)
+    for remove, _ in list(_own_hooks(copied)):
+        remove()
+    return copied
+
+
+def _own_hooks(model: nn.Module) -> Iterator[tuple[Callable[[], Any], Any]]:
+    """Yield the hooks that do not belong to torch, each after a function that removes it."""
+    for module in model.modules():
+        for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+            hooks = getattr(module, kind)
+            for number, hook in hooks.items():
+                if not _belongs_to_torch(hook):
+                    yield partial(hooks.pop, number), hook
+
+
+def _belongs_to_torch(hook: Any) -> bool:
+    """Tell whether a hook is part of the model, as those of weight norm, pruning and lazy modules are."""
+    while isinstance(hook, partial):
+        hook = hook.func
+    module = getattr(hook, "__module__", None) or ""
+    utilities = [kind.__module__ for kind in type(hook).__mro__]  # a pruning method may be the user's subclass
+    return module.startswith("torch.") or any(name.startswith("torch.nn.utils.") for name in utilities)
 
 
 class _Watch(TorchFunctionMode):
@@ -267,10 +364,20 @@ class _Watch(TorchFunctionMode):
             self._note(output)
         return output
 
+    def enter(self, name: str, module: nn.Module, args: Any) -> None:
+        """Note that a module begins to run: a forward pre-hook."""
+        self.modules.append(name)
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Note that the innermost module ends: a forward hook. It returns None, as others replace the output."""
+        self.modules.pop()
+
     def _note(self, output: Tensor) -> None:
         module = self.modules[-1] if self.modules and self.modules[-1] else "model"
         self.calls[module] = self.calls.get(module, 0) + 1
         name = module if self.calls[module] == 1 else f"{module}#{self.calls[module]}"
+        if not output.numel():  # such as an expert's that no token was sent to
+            return
         with torch._C.DisableTorchFunction():
             size = output.detach().double().abs()
             units = size.movedim(1 if self.channels == 1 and size.ndim > 2 else -1, 0).flatten(1)
@@ -286,8 +393,8 @@ def _named_calls(model: nn.Module, watch: _Watch) -> Any:
     watch.calls = {}
     hooks = []
     for name, module in model.named_modules():
-        hooks.append(module.register_forward_pre_hook(lambda m, args, name=name: watch.modules.append(name)))
-        hooks.append(module.register_forward_hook(lambda m, args, out: watch.modules.pop() and None, always_call=True))
+        hooks.append(module.register_forward_pre_hook(partial(watch.enter, name)))
+        hooks.append(module.register_forward_hook(watch.leave, always_call=True))
     try:
         yield
     finally:

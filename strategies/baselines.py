@@ -14,7 +14,7 @@ from avalanche.training.supervised import der
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
-from mas.strategies.supervised import Naive, on_plugin
+from mas.strategies.supervised import Naive, as_avalanche, on_plugin
 
 NonNegative = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
@@ -74,30 +74,35 @@ class _ReplayPlugin(ReplayPlugin):
         super().__init__(mem_size)
 
 
+@as_avalanche
 class LwF(Naive):
     """Learning without Forgetting: distil the network as it was into the one that learns (Li and Hoiem 2016)."""
 
     __init__ = on_plugin(LwFPlugin)
 
 
+@as_avalanche
 class Replay(Naive):
     """Replay: each batch has as many stored samples beside it (Rolnick 2019; Avalanche's buffer)."""
 
     __init__ = on_plugin(_ReplayPlugin)
 
 
+@as_avalanche
 class GEM(Naive):
     """Gradient Episodic Memory: gradients may not raise the loss on any stored experience (Lopez-Paz 2017)."""
 
     __init__ = on_plugin(GEMPlugin)
 
 
+@as_avalanche
 class AGEM(Naive):
     """Averaged GEM: gradients may not raise the loss on a draw of all stored samples (Chaudhry 2019)."""
 
     __init__ = on_plugin(_AGEMPlugin)
 
 
+@as_avalanche
 class DERpp(der.DER):
     """DER++: replay with stored outputs as well as labels (Buzzega 2020, as Avalanche has it)."""
 
@@ -126,6 +131,7 @@ class DERpp(der.DER):
         )
 
 
+@as_avalanche
 class Cumulative(AvalancheCumulative):
     """Train on all data so far in each experience, from the weights of the one before: a ceiling."""
 

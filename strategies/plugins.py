@@ -29,7 +29,20 @@ from mas.importance import (
 from mas.local import local_mas_importance
 from mas.path_integral import PathIntegral, RiemannianWalk
 from mas.penalty import QuadraticPenalty
-from mas.strategies.samples import Data, batches, by_task_labels, check_data, data_of, forward_for, task_of
+from mas.strategies.samples import (
+    Batch,
+    Data,
+    as_batch,
+    batches,
+    by_strategy,
+    by_task_labels,
+    check_data,
+    data_of,
+    explaining,
+    forward_for,
+    refuse_other_classifier,
+    task_of,
+)
 
 NonNegative = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
@@ -57,7 +70,9 @@ class ImportancePlugin(SupervisedPlugin[Any]):
         max_samples: measure on a random draw of that many samples.
 
     The logged loss (``strategy.loss`` after the backward pass) includes the penalty. Importance
-    is measured in evaluation transforms and eval mode.
+    is measured in evaluation transforms and eval mode. The model is run as Avalanche's strategies
+    run it, on the input and the task labels; on a minibatch that is a dict it is run by the
+    strategy's own ``forward()``, or on the dict itself if the strategy has none.
     """
 
     __signature__: inspect.Signature
@@ -91,6 +106,10 @@ class ImportancePlugin(SupervisedPlugin[Any]):
             keyword = inspect.Parameter.KEYWORD_ONLY
             cls.__signature__ = inspect.Signature([*own[:-1], *(p.replace(kind=keyword) for p in rest)])
 
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Refuse a model that cannot be measured, before it is trained in vain."""
+        refuse_other_classifier(strategy.model)
+
     def after_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Add the penalty to the gradients and to the loss."""
         strategy.loss = strategy.loss + self.penalty.add_gradient_(strategy.model)
@@ -103,7 +122,7 @@ class ImportancePlugin(SupervisedPlugin[Any]):
         """Measure importance on ``data`` too, and join it to the penalty; the weights are its anchor.
 
         To be called between experiences: unlabelled samples met at test time tell what the
-        network is used for from now on, and so what to protect (Aljundi et al. 2018, sec. 5.3).
+        network is used for from now on, and so what to protect (after Aljundi et al. 2018).
 
         Args:
             strategy: that the plugin is part of.
@@ -118,11 +137,13 @@ class ImportancePlugin(SupervisedPlugin[Any]):
         self._protect(strategy, data, task_label)
 
     def _protect(self, strategy: Any, data: Any, task: int) -> None:
-        drawn, forward = partial(batches, strategy, data, self.max_samples, self.generator), forward_for(data, task)
-        importance = self.measure(strategy.model, drawn(), forward=forward)
-        if self.parameters == "backbone":
-            head = last_layer(strategy.model, next(drawn()), forward)
-            importance = {name: omega for name, omega in importance.items() if name not in head}
+        drawn = partial(batches, strategy, data, self.max_samples, self.generator)
+        forward = forward_for(strategy, data, task)
+        with explaining(strategy, drawn, forward):
+            importance = self.measure(strategy.model, drawn(), forward=forward)
+            if self.parameters == "backbone":
+                head = last_layer(strategy.model, next(drawn()), forward)
+                importance = {name: omega for name, omega in importance.items() if name not in head}
         self.penalty.consolidate(strategy.model, importance)
 
 
@@ -247,6 +268,8 @@ class SIPlugin(ImportancePlugin):
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Begin a path at the weights as they stand, new heads included."""
+        if self.parameters != "all":  # else nothing is measured in eval mode
+            super().before_training_exp(strategy, *args, **kwargs)
         self.path = PathIntegral(strategy.model, self.damping)
 
     def after_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -296,10 +319,11 @@ class RWalkPlugin(ImportancePlugin):
         super().__init__(self._gathered, QuadraticPenalty(lam, "ema", 0.0), parameters)
         self.alpha, self.interval, self.damping = alpha, interval, damping
         self.walk: RiemannianWalk | None = None
-        self.batch: list[Tensor] = []  # the latest; an evaluation in between takes the strategy's away
+        self.batch: Batch = []  # the latest; an evaluation in between takes the strategy's away
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Begin a task at the weights as they stand, new heads included."""
+        super().before_training_exp(strategy, *args, **kwargs)
         self.walk = self.walk or RiemannianWalk(strategy.model, self.alpha, self.damping)
         self.walk.start(strategy.model)
 
@@ -311,7 +335,7 @@ class RWalkPlugin(ImportancePlugin):
     def after_update(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Add what the step has earned; now and then look at the Fisher information."""
         self._walk().after_step()
-        self.batch = [strategy.mb_x, strategy.mb_y, strategy.mb_task_id]
+        self.batch = as_batch(strategy, strategy.mbatch)
         if self._walk().steps == self.interval:
             self._close_interval(strategy)
 
@@ -322,7 +346,9 @@ class RWalkPlugin(ImportancePlugin):
         super().after_training_exp(strategy, *args, **kwargs)
 
     def _close_interval(self, strategy: Any) -> None:
-        fisher = fisher_importance(strategy.model, [self.batch], "empirical", by_task_labels)
+        forward = by_strategy(strategy, by_task_labels)
+        with explaining(strategy, lambda: iter([self.batch]), forward):
+            fisher = fisher_importance(strategy.model, [self.batch], "empirical", forward)
         self._walk().close_interval(fisher)
 
     def _walk(self) -> RiemannianWalk:

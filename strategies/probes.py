@@ -16,7 +16,8 @@ from annotated_types import Ge, Gt, MinLen
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 
-from mas.batches import Batch, Forward
+from mas.batches import Batch, Forward, with_samples
+from mas.finite import check_output, check_weights
 from mas.importance import Labels, fisher_importance
 from mas.information import accuracy_information_curve, fisher_trace, information_in_weights
 from mas.measuring import measuring
@@ -95,6 +96,10 @@ class ProbePlugin(SupervisedPlugin[Any]):
         max_samples: measure on a random draw of that many samples, the same each time.
 
     Nothing but ``rows`` changes: not weights, gradients, buffers or modes, nor any random stream.
+
+    Raises:
+        FloatingPointError: while training, by each of `PROBES`: the network has diverged, or what is
+            measured is not finite. It ends a cell of an experiment as diverged.
     """
 
     def __init__(
@@ -139,7 +144,7 @@ class ProbePlugin(SupervisedPlugin[Any]):
 
     def _look(self, strategy: Any) -> None:
         data = data_of_all(self.data, _trained(strategy))
-        forward = forward_for(data, task_of(strategy.experience))
+        forward = forward_for(strategy, data, task_of(strategy.experience))
         with measuring(strategy.model):
             generator = torch.Generator().manual_seed(0)
             drawn = list(batches(strategy, data, self.max_samples, generator, _BATCH))
@@ -158,14 +163,25 @@ def _trained(strategy: Any) -> Sequence[Any]:
 
 
 def accuracy(model: nn.Module, batches: Sequence[Batch], forward: Forward) -> float:
-    """Accuracy: the share of samples whose greatest output is that of their label."""
+    """Accuracy: the share of samples whose greatest output is that of their label.
+
+    Raises:
+        FloatingPointError: a weight or an output is not finite. -inf is accepted for some of a sample's
+            outputs, as a mask of classes gives it.
+    """
     right, _, seen = _answers(model, batches, forward)
     return right / seen
 
 
 def loss(model: nn.Module, batches: Sequence[Batch], forward: Forward) -> float:
-    """Loss: mean cross-entropy, in nats."""
+    """Loss: mean cross-entropy, in nats.
+
+    Raises:
+        FloatingPointError: as for `accuracy`, or the loss is not finite.
+    """
     _, total, seen = _answers(model, batches, forward)
+    if not math.isfinite(total):
+        raise FloatingPointError(f"the loss is {total / seen}; the network has diverged")
     return total / seen
 
 
@@ -262,9 +278,11 @@ PROBES: dict[str, Callable[..., float | Mapping[str, float]]] = {
 def _answers(model: nn.Module, batches: Sequence[Batch], forward: Forward) -> tuple[int, float, int]:
     """Count right answers, sum the loss, count samples."""
     right, total, seen = 0, 0.0, 0
+    check_weights(model)  # a bias of -inf looks like a masked class
     with measuring(model), torch.no_grad():
-        for batch in batches:
+        for batch in with_samples(batches):
             output, y = forward(model, batch), _labels(batch)
+            check_output(output)
             right += int((output.argmax(1) == y).sum())
             total += float(F.cross_entropy(output.double(), y, reduction="sum"))
             seen += len(y)

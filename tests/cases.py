@@ -107,7 +107,7 @@ class Flattened(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """An LSTM classifier: no closed form, so vmap or the loop."""
+    """An LSTM classifier on its last step, batch first."""
 
     def __init__(self):
         super().__init__()

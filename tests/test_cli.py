@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from mas import __version__ as version
 from mas.benchmarks import DATASETS, STREAMS
 from mas.cli import app
 from mas.experiments.models import MODELS
@@ -49,6 +50,38 @@ def test_run_then_run_again(here):
     assert "4 of 4 cells are finished already in runs/small and are kept" in again.output
     assert "seed0: finished" not in again.output
     assert again.output.split("percent")[1] == first.output.split("percent")[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("strategies.1.lam=5", "strategy.lam is 0.1 there and 5.0 here"),
+        ("seeds=1", "this config has no cell mas-seed1 and 1 more"),
+    ],
+)
+def test_a_refused_folder_gets_one_line_and_no_talk_of_cells_that_are_kept(here, change, reason):
+    mas("run", "small.yaml", "--workers", "1")
+    refused = mas("run", "small.yaml", "--workers", "1", "--set", change)
+    assert refused.exit_code == 2
+    assert refused.output.splitlines() == [
+        f"error: runs/small: holds other results: {reason}; choose another folder with --output, or delete this one"
+    ]
+
+
+def test_version(here):
+    done = mas("--version")
+    assert (done.exit_code, done.output) == (0, f"mas {version}\n")
+
+
+def test_with_one_seed_there_is_no_talk_of_intervals(here):
+    one, two = (mas("run", "small.yaml", "--output", f"{n}", "--set", f"seeds={n}", "--workers", "1") for n in (1, 2))
+    pages = [(here / f"{n}/report.html").read_text() for n in (1, 2)]
+    assert "percent, one seed: no interval, no test" in [line.strip() for line in one.output.splitlines()]
+    assert "percent, mean [95 % interval over seeds], * p < 0.05 (paired, Holm)" in two.output
+    for word in ("interval", "p &lt; 0.05", "fewer than five seeds"):
+        assert (word in pages[0].replace("no interval", ""), word in pages[1]) == (False, True)
+    assert "one seed: no interval, no test" in mas("compare", "1", "2").output
+    assert "[95 % interval over seeds]" in mas("compare", "2", "2").output
 
 
 def test_report_makes_it_anew(here):

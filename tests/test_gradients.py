@@ -562,8 +562,44 @@ def test_nothing_to_measure_is_one_clear_error():
 def test_values_that_are_not_finite_are_an_error_that_names_the_sample():
     case = make("mlp")
     case.batch[2, 0] = torch.nan
-    with pytest.raises(FloatingPointError, match="for sample 2"):
+    with pytest.raises(FloatingPointError, match=r"for sample 2 of the batch; check its input; .*lower learning rate"):
         per_sample_moments(case.model, case.batch, quadratic)
+
+
+@pytest.mark.parametrize(
+    ("scale", "moment"),
+    [(1e30, "square"), (float("inf"), "abs"), (float("nan"), "abs")],
+)
+def test_moments_that_are_not_finite_are_an_error_that_names_the_parameter(scale, moment):
+    """The objective is finite, its gradient is not."""
+
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * scale
+
+    torch.manual_seed(0)
+    model = By(lambda m, x: m.after(Scaled.apply(m.before(x))), before=nn.Linear(4, 3), after=nn.Linear(3, 2))
+    with pytest.raises(
+        FloatingPointError, match=r"importance of 'before\.(weight|bias)' is not finite: .*lower learning"
+    ):
+        per_sample_moments(model, torch.randn(6, 4), quadratic, moment)
+    model.before.requires_grad_(False)
+    assert all(t.isfinite().all() for t in per_sample_moments(model, torch.randn(6, 4), quadratic, moment).values())
+
+
+def test_a_parameter_without_elements_has_a_moment_without_elements():
+    model = By(lambda m, x: m.layer(x) + m.none.sum(), layer=nn.Linear(4, 3), none=nn.Parameter(torch.empty(0)))
+    x = torch.randn(6, 4)
+    found = per_sample_moments(model, x, quadratic)
+    assert found.pop("none").shape == (0,)
+    assert_same(found, {f"layer.{n}": t for n, t in per_sample_moments(model.layer, x, quadratic).items()}, 1e-6)
+    model.layer.requires_grad_(False)
+    assert per_sample_moments(model, x, quadratic)["none"].shape == (0,)
 
 
 def test_an_input_overwritten_in_place_is_an_error_not_a_wrong_number():

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Each floor may import from those before it, and from its own files.
 FLOORS = [
-    {"batches", "measuring", "rules"},
+    {"batches", "measuring", "finite", "rules"},
     {"recording", "fallback"},
     {"summing"},
     {"gradients"},

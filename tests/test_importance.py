@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mas import fisher_importance, local_mas_importance, mas_importance, random_importance, uniform_importance
 from mas.importance import last_layer
+from tests import models
 from tests.cases import CASES, ESTIMATORS, SAMPLING, SLOW, By, N, classify, make
 from tests.conftest import assert_same
 from tests.oracles.moments import local_mas_by_loop, moments_by_loop, one_sample
@@ -129,6 +130,110 @@ def test_local_mas_of_a_diverged_network_is_refused():
     case.batch[3] = torch.inf
     with pytest.raises(FloatingPointError, match="for sample 3"):
         local_mas_importance(case.model, [case.batch])
+
+
+def no_grad_inside(model, batch):
+    with torch.no_grad():
+        return model(batch)
+
+
+def inference_inside(model, batch):
+    with torch.inference_mode():
+        return model(batch)
+
+
+def no_parameter_used(model, batch):
+    return torch.stack([row.cumsum(0) for row in batch])
+
+
+class Decorated(nn.Linear):
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
+
+
+UNLABELLED = {name: measure for name, measure in MEASURES.items() if name != "fisher_empirical"}
+
+
+@pytest.mark.parametrize("forward", [no_grad_inside, inference_inside, no_parameter_used])
+@pytest.mark.parametrize("estimator", UNLABELLED)
+def test_a_forward_pass_that_records_nothing_is_an_error_and_not_zeros(estimator, forward):
+    case = make("mlp")
+    with pytest.raises(ValueError, match=r"parameter that requires a gradient; is it .*run under no_grad\?"):
+        UNLABELLED[estimator](case.model, [case.batch], forward=forward)
+
+
+@pytest.mark.parametrize("estimator", UNLABELLED)
+def test_a_model_whose_forward_is_decorated_with_no_grad_is_an_error_and_not_zeros(estimator):
+    with pytest.raises(ValueError, match=r"parameter that requires a gradient; is it .*run under no_grad\?"):
+        UNLABELLED[estimator](Decorated(4, 3), [torch.randn(5, 4)])
+
+
+@pytest.mark.parametrize("estimator", MEASURES)
+def test_nothing_that_requires_a_gradient_is_an_error(estimator):
+    case = classify(make("mlp"))
+    case.model.requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter of the model requires a gradient"):
+        MEASURES[estimator](case.model, [case.batch], forward=case.forward)
+
+
+@pytest.mark.parametrize("estimator", ["mas", "local_mas", "uniform"])
+def test_a_part_under_no_grad_has_zeros_and_the_rest_its_importance(estimator):
+    torch.manual_seed(0)
+    body, head, x = Decorated(4, 5), nn.Linear(5, 3), torch.randn(6, 4)
+    found = MEASURES[estimator](nn.Sequential(body, head), [x])
+    assert not found["0.weight"].any()
+    expected = MEASURES[estimator](head, [body(x).detach()])
+    assert_same({n: found[f"1.{n}"] for n in expected}, expected, tolerance=1e-6)
+
+
+def tiny_times_huge(dtype=torch.float32):
+    """A network of finite output whose importances do not fit float32."""
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 2, bias=False))
+    nn.init.constant_(model[0].weight, 1e-15)
+    model[1].weight.data = torch.tensor([[1e30], [-1e30]])
+    return model.to(dtype), (torch.tensor([[1e-3]], dtype=dtype), torch.tensor([1]))
+
+
+def test_weights_of_1e30_are_a_blow_up_for_the_fisher_information():
+    torch.manual_seed(0)
+    model = models.mlp(4, 6, 3)
+    model[2].weight.data *= 1e30  # the logits are finite, the squared gradients of the first layer are not
+    with pytest.raises(FloatingPointError, match=r"importance of '0\.weight' is not finite: .*lower learning rate"):
+        fisher_importance(model, [(torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))], "empirical")
+
+
+@pytest.mark.parametrize("reduction", ["sample", "batch"])
+@pytest.mark.parametrize("labels", ["exact", "sampled", "empirical", "predicted"])
+def test_fisher_information_that_does_not_fit_is_a_blow_up(labels, reduction):
+    model, batch = tiny_times_huge()
+    model[1].weight.data = torch.tensor([[1e25], [-1e25]])  # logits of ±1e7: no class is certain below
+    model[0].weight.data.fill_(1e-22)
+    with pytest.raises(
+        FloatingPointError, match=r"importance of '0\.weight' is not finite: .* too large for torch\.fl"
+    ):
+        fisher_importance(model, [batch], labels, reduction=reduction)
+    model, batch = model.double(), (batch[0].double(), batch[1])
+    assert fisher_importance(model, [batch], labels, reduction=reduction)["0.weight"].item() > 1e39
+
+
+@pytest.mark.parametrize("measure", [mas_importance, partial(mas_importance, reduction="batch")])
+def test_mas_importance_that_does_not_fit_is_a_blow_up(measure):
+    model, batch = tiny_times_huge()
+    with pytest.raises(
+        FloatingPointError, match=r"importance of '0\.weight' is not finite: .*use a lower learning rate"
+    ):
+        measure(model, [batch])
+    model, batch = tiny_times_huge(torch.float64)
+    assert measure(model, [batch])["0.weight"].item() == pytest.approx(4 * 1e-15 * 1e60 * 1e-6)
+
+
+def test_local_mas_that_does_not_fit_is_a_blow_up():
+    model, x = nn.Linear(1, 1, bias=False), torch.tensor([[1e15]])
+    nn.init.constant_(model.weight, 1e15)  # y = 1e30, and 2 y x = 2e45
+    with pytest.raises(FloatingPointError, match=r"importance of 'weight' is not finite: .*use a lower learning rate"):
+        local_mas_importance(model, [x])
+    assert local_mas_importance(model.double(), [x.double()])["weight"].item() == pytest.approx(2e45)
 
 
 def test_reduction_batch_is_the_moment_of_batch_mean_gradients():

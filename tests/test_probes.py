@@ -1,10 +1,13 @@
 """Probes on a schedule: they say what the plain functions say, when it is time, and change nothing."""
 
+import math
+import re
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from avalanche.training import Naive as AvalancheNaive
 from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
@@ -13,7 +16,11 @@ from torch.utils.data import TensorDataset
 import mas
 from mas.benchmarks import DeficitPlugin, split, whole
 from mas.benchmarks.deficits import noise
-from mas.experiments.models import model_for
+from mas.experiments.cell import run_cell
+from mas.experiments.cells import expand
+from mas.experiments.errors import UserError
+from mas.experiments.loading import load_config
+from mas.experiments.models import MODELS, mlp, model_for
 from mas.experiments.training import make_strategy
 from mas.strategies import MAS, PROBES, SI, Joint, Naive, ProbePlugin, Replay, Schedule
 
@@ -112,6 +119,137 @@ def test_a_probe_says_what_the_plain_function_says(name):
     }[name]()
     assert {row.part: row.value for row in plugin.rows} == pytest.approx({k: float(v) for k, v in expected.items()})
     assert {(row.probe, row.experience, row.epoch, row.iteration) for row in plugin.rows} == {(name, 0, 2, 6)}
+
+
+# Law 11: a blow-up is said.
+
+
+def labelled(*sizes):
+    return [(torch.randn(n, 64), torch.randint(10, (n,))) for n in sizes]
+
+
+def on_input(model, batch):
+    assert len(batch[0]), "some models cannot take a batch without samples"
+    return model(batch[0])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", PROBES)
+def test_law_11_no_probe_gives_a_number_for_a_network_that_diverged(name, value):
+    model = network()
+    model[1].bias.data[3] = value
+    with pytest.raises(FloatingPointError):
+        probe(name)(model, labelled(20, 7), on_input)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", [name for name in PROBES if name != "mean_weight"])  # which needs no output
+def test_law_11_no_probe_gives_a_number_for_an_output_that_is_not_finite(name, value):
+    """Of a single sample, with finite weights."""
+
+    def run(model, batch):
+        factor = torch.ones(len(batch[0]), 1)
+        factor[-1] = value
+        return model(batch[0]) * factor
+
+    with pytest.raises(FloatingPointError):
+        probe(name)(network(), labelled(20, 7), run)
+
+
+def test_law_11_a_loss_that_is_not_finite_is_a_blow_up():
+    """A masked class is none, unless it is a sample's own."""
+    mask = torch.tensor([0.0] * 9 + [-math.inf])
+
+    def masked(model, batch):
+        return model(batch[0]) + mask
+
+    x, y = labelled(20)[0]
+    possible, model = y.clamp(max=8), network().eval()
+    assert PROBES["accuracy"](model, [(x, y)], masked) == float((model(x)[:, :9].argmax(1) == y).double().mean())
+    expected = F.cross_entropy(model(x)[:, :9].double(), possible).item()
+    assert PROBES["loss"](model, [(x, possible)], masked) == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(FloatingPointError, match="the loss is inf"):
+        PROBES["loss"](model, [(x, torch.full_like(y, 9))], masked)
+
+
+def spoiled(*args, **options):
+    """Build an MLP whose first training step makes a weight NaN."""
+
+    def spoil(p):
+        p.grad.fill_(math.nan)
+
+    body = mlp(*args, **options)
+    body[1].bias.register_post_accumulate_grad_hook(spoil)
+    return body
+
+
+CONFIG = """\
+experiment: forgetting
+benchmark: {stream: split, dataset: digits, experiences: 2, scenario: domain}
+model: {name: mlp, hidden: [8]}
+training: {epochs: 1, batch_size: 64}
+strategies: [{name: naive}]
+probes:
+  - %s
+seeds: 1
+"""
+
+
+def config_with(folder, **probe):
+    """Load a config with one probe, that looks after each iteration."""
+    file = folder / "probed.yaml"
+    file.write_text(CONFIG % yaml.safe_dump({"data": ["test"], "unit": "iterations"} | probe, default_flow_style=True))
+    return load_config(file)
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_law_11_a_probe_ends_a_cell_as_diverged(name, tmp_path, monkeypatch):
+    """It looks before the first step, where all is well, and after it, before the loss of the second is known."""
+    (cell,) = expand(config_with(tmp_path, name=name, every=1, **OPTIONS.get(name, {})))
+    monkeypatch.setitem(MODELS, "mlp", spoiled)
+    result = run_cell(cell)
+    assert result["status"] == "diverged"
+    assert "in experience 0" not in result["reason"]  # it was the probe, not the guard on the training loss
+    assert {(row.probe, row.iteration) for row in result["probes"]} == {(name, 0)}
+    assert all(math.isfinite(row.value) for row in result["probes"])
+
+
+def test_law_11_a_copy_that_diverges_ends_the_cell_with_its_own_reason(tmp_path):
+    (cell,) = expand(config_with(tmp_path, name="trainability", every=1, steps=9))
+    cell.settings["probes"][0]["lr"] = 1e30  # which loading would have found out
+    result = run_cell(cell)
+    assert result["status"] == "diverged"
+    assert re.fullmatch(r"the copy diverged: its loss is .* steps; use a lower lr than 1e\+30", result["reason"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "information", "beta": 1e-300, "prior_std": 1}, "beta is 1e-300, too small for float32"),
+        ({"name": "information", "beta": 1, "prior_std": 1e-300}, "prior_std is 1e-300, whose square does not fit"),
+        ({"name": "noise_curve", "betas": [1, 1e-300], "prior_std": 1}, "beta is 1e-300, too small for float32"),
+        ({"name": "trainability", "lr": 1e30}, "the copy diverged: its loss is .*; use a lower lr"),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_a_probe_that_cannot_work_is_found_when_the_config_is_loaded(options, message, tmp_path):
+    with pytest.raises(UserError, match=rf"probed.yaml:7: probes\[0\]: {message}"):
+        config_with(tmp_path, **options)
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_law_2_batches_without_samples_do_not_matter(name):
+    model, (first, second, none) = network(), labelled(20, 7, 0)
+    expected = probe(name)(model, [first, second], on_input)
+    for batches in ([none, first, second], [first, none, second, none]):
+        assert probe(name)(model, batches, on_input) == expected
+
+
+@pytest.mark.parametrize("batches", [[], labelled(0), labelled(0, 0)], ids=["none", "one", "two"])
+@pytest.mark.parametrize("name", [name for name in PROBES if name != "mean_weight"])  # which needs no data
+def test_no_sample_at_all_is_one_clear_error(name, batches):
+    with pytest.raises(ValueError, match="batches gave no sample; give"):
+        probe(name)(network(), batches, on_input)
 
 
 @pytest.mark.parametrize(

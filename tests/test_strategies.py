@@ -4,19 +4,25 @@ import copy
 import importlib.util
 import inspect
 import sys
+import warnings
+from collections import UserDict
+from typing import Any
 
 import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets, nc_benchmark
 from avalanche.benchmarks.scenarios.online import split_online_stream
+from avalanche.benchmarks.utils import DataAttribute, make_avalanche_dataset
 from avalanche.evaluation.metrics import loss_metrics
 from avalanche.models import IncrementalClassifier, MTSimpleMLP, MultiHeadClassifier, SimpleMLP
 from avalanche.training import Naive as AvalancheNaive
 from avalanche.training.plugins import EvaluationPlugin, LwFPlugin, ReplayPlugin, SupervisedPlugin
 from avalanche.training.plugins import EWCPlugin as AvalancheEWC
 from avalanche.training.plugins import MASPlugin as AvalancheMAS
+from avalanche.training.supervised import ICaRL
+from avalanche.training.templates import SupervisedTemplate
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset, default_collate
 
 import mas
 from mas.experiments.models import MultiHead
@@ -24,6 +30,7 @@ from mas.strategies import (
     EWC,
     L2,
     MAS,
+    PROBES,
     SI,
     STRATEGIES,
     EWCPlugin,
@@ -31,8 +38,10 @@ from mas.strategies import (
     MASPlugin,
     Naive,
     OnlineEWCPlugin,
+    ProbePlugin,
     Random,
     RWalkPlugin,
+    Schedule,
     SIPlugin,
 )
 from tests.conftest import assert_same
@@ -372,6 +381,56 @@ def test_help_shows_all_options_of_a_plugin():
         MASPlugin(samples=3)
 
 
+@pytest.mark.parametrize("name", STRATEGIES)
+class TestArguments:
+    def test_model_optimizer_and_criterion_by_position_are_those_by_name(self, name):
+        def made(by_position):
+            model = network()
+            first = (model, torch.optim.SGD(model.parameters(), lr=0.05), nn.CrossEntropyLoss(label_smoothing=0.3))
+            named = {} if by_position else dict(zip(("model", "optimizer", "criterion"), first, strict=True))
+            common = {"train_mb_size": 8, "evaluator": EvaluationPlugin()}
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)
+                return STRATEGIES[name](*(first if by_position else ()), **named, **common)
+
+        def trained(strategy):
+            torch.manual_seed(2)
+            strategy.train(benchmark(experiences=1).train_stream[0])
+            return list(strategy.model.parameters())
+
+        by_name, by_position = made(by_position=False), made(by_position=True)
+        assert by_position._criterion.label_smoothing == 0.3
+        assert all(torch.equal(a, b) for a, b in zip(trained(by_name), trained(by_position), strict=True))
+
+    def test_what_follows_must_be_given_by_name(self, name):
+        """The fourth argument of Avalanche's own EWC is a strength, that of its Naive a batch size."""
+        kind, model = STRATEGIES[name], network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        expected = f"{kind.__name__} got 4 arguments by position; allowed: model, optimizer, criterion;"
+        with pytest.raises(TypeError, match=expected):
+            kind(model, optimizer, nn.CrossEntropyLoss(), 32)
+        with pytest.raises(TypeError, match=f"{kind.__name__} got model by position and by name; give it once"):
+            kind(model, model=model, optimizer=optimizer)
+
+    def test_the_signature_has_avalanches_arguments_first(self, name):
+        theirs = list(inspect.signature(SupervisedTemplate).parameters)
+        shown = list(inspect.signature(STRATEGIES[name]).parameters)
+        assert shown[: len(theirs) - 1] == theirs[:-1]  # the last one is **kwargs
+        assert shown[-1] == theirs[-1]
+        assert len(set(shown)) == len(shown)
+
+
+def test_a_subclass_shows_and_takes_the_same_arguments():
+    class Mine(MAS):
+        pass
+
+    assert inspect.signature(Mine) == inspect.signature(MAS)
+    evaluator = EvaluationPlugin()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert plugin_of(build(Mine, network(), evaluator=evaluator, lam=3.0)).penalty.strength == 3
+
+
 def test_the_plugin_measures_exactly_the_experiences_data():
     strategy = build(MAS, network(), [ReplayPlugin(20)], lam=1.0)
     stream = benchmark().train_stream
@@ -429,6 +488,207 @@ def test_options_are_checked_as_avalanche_checks_its_own():
         strategy.train(benchmark_from_datasets(train=[benchmark().train_stream[0].dataset]).train_stream[0])
     assert "norm" in inspect.signature(MAS).parameters
     assert "plugins" in inspect.signature(MAS).parameters
+
+
+# Minibatches that are dicts, as tokenizers give them.
+
+
+class Items(Dataset[dict[str, Any]]):
+    """Samples whose input has two parts, as dicts."""
+
+    def __init__(self, seed, size=20):
+        draw = torch.Generator().manual_seed(seed)
+        self.x = torch.randn(size, 5, dtype=torch.float64, generator=draw)
+        self.scale = torch.rand(size, 1, dtype=torch.float64, generator=draw)
+        self.targets = torch.randint(6, (size,), generator=draw).tolist()
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, i):
+        return {"x": self.x[i], "scale": self.scale[i], "labels": self.targets[i], "name": f"sample {i}"}
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6)).double()
+
+    def forward(self, x, scale):
+        return self.net(x * scale)
+
+
+class OfDicts(AvalancheNaive):
+    """What Avalanche asks of a strategy whose minibatches are dicts."""
+
+    mb_x = property(lambda self: self.mbatch["x"])
+    mb_y = property(lambda self: self.mbatch["labels"])
+    mb_task_id = property(lambda self: self.mbatch["targets_task_labels"])
+
+    def _unpack_minibatch(self):
+        self.mbatch = {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in self.mbatch.items()}
+
+    def forward(self):
+        return self.model(self.mbatch["x"], self.mbatch["scale"])
+
+
+def stream_of_dicts(collate_fn=None):
+    def with_tasks(items):
+        tasks = DataAttribute([0] * len(items), "targets_task_labels", use_in_getitem=True)
+        return make_avalanche_dataset(items, data_attributes=[tasks], collate_fn=collate_fn)
+
+    return benchmark_from_datasets(train=[with_tasks(Items(0)), with_tasks(Items(1))]).train_stream
+
+
+def one_by_one(model, items, objective, power):
+    """Reference: |g| or g² of each sample, one backward pass each, and their mean."""
+    total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for x, scale, y in zip(items.x, items.scale, items.targets, strict=True):
+        output = model(x[None], scale[None])[0]
+        for name, g in zip(total, torch.autograd.grad(objective(output, y), list(model.parameters())), strict=True):
+            total[name] += g.abs() ** power / len(items)
+    return total
+
+
+def in_a_user_dict(samples):
+    return UserDict(default_collate(samples))
+
+
+@pytest.mark.parametrize("collate_fn", [None, in_a_user_dict])
+@pytest.mark.parametrize(
+    ("plugin", "objective", "power"),
+    [
+        (MASPlugin(), lambda output, y: output.square().sum(), 1),
+        (EWCPlugin(labels="empirical"), lambda output, y: output.log_softmax(0)[y], 2),
+    ],
+)
+def test_importance_of_dicts_is_that_of_the_strategys_own_forward(plugin, objective, power, collate_fn):
+    plugin, model = copy.deepcopy(plugin), Scaled()
+    strategy = build(OfDicts, model, [plugin])
+    strategy.train(stream_of_dicts(collate_fn)[0])
+    own = one_by_one(model, Items(0), objective, power)
+    assert_same(plugin.penalty.importance, own)
+    plugin.adapt(strategy, Items(1))  # a data set of the user's, without task labels
+    met = one_by_one(model, Items(1), objective, power)
+    assert_same(plugin.penalty.importance, {name: own[name] + met[name] for name in own})
+    assert strategy.mbatch is None  # as it was
+    assert strategy.model is model
+
+
+@pytest.mark.parametrize("name", REGULARISED)
+@pytest.mark.parametrize("parameters", ["all", "backbone"])
+def test_every_plugin_takes_dicts(name, parameters):
+    kind = type(plugin_of(build(REGULARISED[name], network())))
+    plugin = kind(lam=1.0, parameters=parameters)
+    strategy = build(OfDicts, Scaled(), [plugin])
+    train(strategy, stream_of_dicts())
+    importance = plugin.penalty.importance
+    assert importance["net.0.weight"].any()
+    assert ("net.2.weight" in importance) == (parameters == "all")
+
+
+class TakesDict(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scaled = Scaled()
+
+    def forward(self, x):
+        return self.scaled(x["x"], x["scale"])
+
+
+def test_a_dict_is_the_input_where_the_strategy_has_no_other_way():
+    """Inside of (x, y, task labels), or alone in a data set of the user's."""
+
+    class Moves(AvalancheNaive):
+        def _unpack_minibatch(self):
+            self.mbatch = list(self.mbatch)
+
+    class Pairs(Items):
+        def __getitem__(self, i):
+            return {"x": self.x[i], "scale": self.scale[i]}, self.targets[i]
+
+    tasks = DataAttribute([0] * 20, "targets_task_labels", use_in_getitem=True)
+    stream = benchmark_from_datasets(train=[make_avalanche_dataset(Pairs(0), data_attributes=[tasks])]).train_stream
+    model, plugin = TakesDict(), MASPlugin()
+    strategy = build(Moves, model, [plugin])
+    strategy.train(stream[0])
+    found = one_by_one(model.scaled, Items(0), lambda output, y: output.square().sum(), 1)
+    of_pairs = {f"scaled.{name}": omega for name, omega in found.items()}
+    assert_same(plugin.penalty.importance, of_pairs)
+    plugin.penalty = mas.QuadraticPenalty()
+    plugin.adapt(strategy, Items(0))
+    assert_same(plugin.penalty.importance, of_pairs)
+
+
+def test_a_model_that_does_not_take_dicts_is_one_clear_line():
+    strategy = build(MAS, network(), data=Items(0))
+    expected = (
+        r"^Sequential does not take a minibatch that is a dict of x, scale, labels, name \(TypeError: .*\); "
+        r"give the strategy a forward\(\) of its own that reads self.mbatch, or data= whose items are inputs, "
+        "or tuples that start with the input$"
+    )
+    with pytest.raises(ValueError, match=expected):
+        strategy.train(benchmark().train_stream[0])
+    strategy = build(EWC, TakesDict(), labels="empirical", data=Items(0))
+    with pytest.raises(ValueError, match="got unlabelled ones"):
+        plugin_of(strategy).adapt(strategy, Items(0))
+
+
+def test_probes_look_at_dicts_too():
+    model, probe = Scaled(), ProbePlugin({"accuracy": PROBES["accuracy"]}, schedule=Schedule(None))
+    build(OfDicts, model, [probe]).train(stream_of_dicts()[0])
+    items = Items(0)
+    right = model(items.x, items.scale).argmax(1) == torch.tensor(items.targets)
+    assert probe.rows[-1].value == pytest.approx(right.double().mean().item())
+
+
+# Models that answer otherwise in eval mode.
+
+
+@pytest.mark.parametrize("name", REGULARISED)
+@pytest.mark.parametrize("parameters", ["all", "backbone"])
+def test_icarl_is_refused_before_it_trains(name, parameters):
+    """Its classifier in eval mode goes by class means; only SI measures nothing in eval mode."""
+    plugin = type(plugin_of(build(REGULARISED[name], network())))(lam=1.0, parameters=parameters)
+    body, head = nn.Sequential(nn.Linear(5, 8), nn.ReLU()), nn.Linear(8, 6)
+    strategy = ICaRL(
+        feature_extractor=body,
+        classifier=head,
+        optimizer=torch.optim.SGD([*body.parameters(), *head.parameters()], lr=0.05),
+        memory_size=12,
+        buffer_transform=None,
+        fixed_memory=True,
+        train_mb_size=8,
+        plugins=[plugin],
+        evaluator=EvaluationPlugin(),
+    )
+    before = head.weight.detach().clone()
+    if (name, parameters) == ("si", "all"):
+        strategy.train(benchmark().train_stream[0])
+        assert plugin.penalty.importance["train_classifier.weight"].any()
+        return
+    expected = (
+        r"TrainEvalModel \(of iCaRL\) answers by NCMClassifier and not by the classifier that is trained; use SIPlugin"
+    )
+    with pytest.raises(ValueError, match=expected):
+        strategy.train(benchmark().train_stream[0])
+    assert torch.equal(head.weight, before)
+
+
+@pytest.mark.parametrize("plugin", [MASPlugin(), EWCPlugin(), RWalkPlugin(interval=1)])
+def test_an_output_without_gradient_in_eval_mode_is_one_clear_line(plugin):
+    class Detached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x):
+            return self.net(x) if self.training else self.net(x).detach()
+
+    expected = "output of Detached carries no gradient in eval mode, in which importance is measured; .* SIPlugin"
+    with pytest.raises(ValueError, match=expected):
+        build(AvalancheNaive, Detached(), [copy.deepcopy(plugin)]).train(benchmark().train_stream[0])
 
 
 @pytest.mark.parametrize("model", [SimpleMLP(num_classes=6, input_size=5, hidden_size=8)])

@@ -149,7 +149,43 @@ def test_set_changes_values_anywhere(write):
         ("lam: 1.0", "lam: {select: [1, 1]}", "c.yaml:7: strategies[1].lam.select: found [1, 1]; allowed: values to"),
         ("lam: 1.0", "lam: {select: [1]}", "c.yaml:7: strategies[1].lam.select: found [1]; allowed:"),
         ("lam: 1.0", "lam: {select: continualy}", "c.yaml:7: strategies[1].lam.select: found 'continualy'; allowed:"),
-        ("lam: 1.0", "lam: {}", "c.yaml:7: strategies[1].lam.select: missing; allowed:"),
+        ("lam: 1.0", "lam: {}", "c.yaml:7: strategies[1].lam.select: missing; add it: a list of values"),
+        (
+            "benchmark: {stream: split, dataset: digits, experiences: 5, scenario: domain}\n",
+            "",
+            "c.yaml:1: benchmark: missing; add it: a map such as {dataset: digits}",
+        ),
+        (
+            GOOD[GOOD.index("strategies") :],
+            "",
+            "c.yaml:1: strategies: missing; add it: a list such as [{name: naive}, ",
+        ),
+        ("name: mlp, hidden: [8]", "name: torchvision", "c.yaml:3: model.model: missing; add it: it has no default"),
+        (
+            "{name: mlp, hidden: [8]}",
+            "{name: resnet50}",
+            "c.yaml:3: model.name: found 'resnet50', did you mean {name: torchvision, model: resnet50}?; allowed: mlp",
+        ),
+        (
+            "{name: mlp, hidden: [8]}",
+            "{name: ResNet50}",
+            "c.yaml:3: model.name: found 'ResNet50', did you mean {name: torchvision, model: resnet50}?; allowed: mlp",
+        ),
+        (
+            "{name: mlp, hidden: [8]}",
+            "{name: resnet23}",
+            "c.yaml:3: model.name: found 'resnet23', did you mean 'resnet32'?; allowed: mlp",
+        ),
+        (
+            "epochs: 1",
+            "epochs: 1, device: gpu",
+            "c.yaml:4: training.device: found 'gpu', did you mean 'cuda'?; allowed: cpu, cuda",
+        ),
+        (
+            "epochs: 1",
+            "epochs: 1, device: cpuu",
+            "c.yaml:4: training.device: found 'cpuu', did you mean 'cpu'?; allowed: cpu, cuda",
+        ),
         (
             "lam: 1.0",
             "lam: {select: continual, decay: 1}",

@@ -23,7 +23,7 @@ from mas.experiments.loading import load_config
 from mas.experiments.probed import TOTAL, deficit_plugin, fisher_traces, probes_table, rows_of, shift, trace_table
 from mas.experiments.report import write_report
 from mas.experiments.report.probed import stream_section
-from mas.experiments.results import read_folder
+from mas.experiments.results import Results, read_folder, read_results
 from mas.experiments.run import run_experiment
 from mas.experiments.seeds import stream_seed
 from mas.experiments.store import Store
@@ -321,6 +321,20 @@ def test_a_run_writes_its_files_and_is_resumed(load, tmp_path, data):
     assert write_report(Store(folder), *read_folder(folder)) == shown
 
 
+@pytest.mark.parametrize("data", [CRITICAL | {"trace": None}, CONSOLIDATED], ids=["critical", "protected"])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_with_one_seed_there_is_no_talk_of_intervals(load, tmp_path, data, seeds):
+    def accuracy(label, seed):
+        return [[0.9]] if label == "clear" or "trace" in data else [[0.9, 0.1], [0.8, 0.7 - 0.1 * seed]]
+
+    config, folder = load(data, f"seeds={seeds}"), tmp_path / "run"
+    shown = write_report(Store(folder), config, Results(made_up(config, accuracy), {}, {}))
+    page = (folder / "report.html").read_text().replace("no interval", "")
+    assert ("interval" in page) == ("fewer than five seeds" in page) == ("t-test" in page) == (seeds == 2)
+    assert ("p &lt; 0.05" in page) == (seeds == 2 and "trace" not in data)
+    assert shown.title.endswith("one seed: no interval, no test" if seeds == 1 else "mean [95 % interval over seeds]")
+
+
 @pytest.mark.parametrize("gone", ["clear_5", "blur_0-3_of_5", "clear_2"])
 def test_a_report_is_made_of_what_is_finished(load, tmp_path, gone):
     config, folder = load(CRITICAL | ANNEALED, "seeds=1"), tmp_path / "run"
@@ -331,9 +345,10 @@ def test_a_report_is_made_of_what_is_finished(load, tmp_path, gone):
 
 def test_what_is_no_longer_asked_for_goes_from_the_folder(load, tmp_path):
     folder, fewer = tmp_path / "run", ("trace=null", "selectivity=[]", "seeds=1")
+    run_experiment(load(CRITICAL | ANNEALED, *fewer), folder, workers=1)
     for changes in (fewer, (*fewer, "removal=[]")):
         config = load(CRITICAL | ANNEALED, *changes)
-        write_report(Store(folder), config, run_experiment(config, folder, workers=1).results)
+        write_report(Store(folder), config, read_results(config, Store(folder)))
         there = "removal=[]" not in changes
         assert (folder / "control.csv").exists() == there
         assert (folder / "figures" / "removal.png").exists() == there
@@ -533,6 +548,10 @@ class TestOverAStream:
         assert run_cell(expand(config)[0])["status"] == "finished"
 
 
+def without(data, key):
+    return {name: value for name, value in data.items() if name != key}
+
+
 MISTAKES = [
     (CRITICAL, ["deficit.factor=9"], "deficit: blur: factor is 9; images of 8x8 pixels allow 1 to 8"),
     (CRITICAL, ["deficit.name=blurr"], "found 'blurr', did you mean 'blur'?; allowed: blur, flip"),
@@ -547,7 +566,10 @@ MISTAKES = [
     (CRITICAL, ["deficit=blur"], "deficit: found 'blur'; allowed: a map, such as {name: ...}"),
     (CRITICAL, ["window.length=0"], "window.length: found 0; allowed: greater than 0"),
     (CRITICAL, ["trace.probes=[{name: fisher}]"], "found 'fisher', did you mean 'fisher_trace'?; allowed: accuracy, "),
-    (CRITICAL, ["trace.probes=[{name: information, prior_std: 1}]"], "probes[0].beta: missing; allowed: it has no de"),
+    (CRITICAL, ["trace.probes=[{name: information, prior_std: 1}]"], "probes[0].beta: missing; add it: it has no def"),
+    (without(CRITICAL, "deficit"), [], "deficit: missing; add it: a map such as {name: blur}"),
+    (without(CONSOLIDATED, "lengths"), [], "lengths: missing; add it: a list of epochs such as [20, 40]"),
+    (without(CONSOLIDATED, "benchmark"), [], "benchmark: missing; add it: a map such as {dataset: digits}"),
     (CRITICAL, ["trace.probes=[{name: loss, data: [clear]}]"], "found 'clear'; allowed: train, test, impaired_train"),
     (CRITICAL, ["trace.probes=[{name: loss}, {name: loss}]"], "found a second 'loss'"),
     (CRITICAL, ["trace.probes=[{name: loss, label: final_accuracy}]"], "allowed: one that begins with loss"),
@@ -594,6 +616,11 @@ MISTAKES = [
     (TestOverAStream.STREAM, ["training.epochs=[1, 2, 3]"], "found 3 numbers; allowed: one for all, or 2"),
     (TestOverAStream.STREAM, ["probes=[{name: noise_curve, betas: [], prior_std: 1}]"], "probes[0].betas"),
 ]
+
+
+def test_what_a_missing_key_is_told_to_be_is_enough(load):
+    load(without(CRITICAL, "benchmark") | {"benchmark": {"dataset": "digits"}, "deficit": {"name": "blur"}})
+    load(CONSOLIDATED | {"lengths": [20, 40], "strategies": [{"name": "naive"}, {"name": "mas", "lam": 1}]})
 
 
 @pytest.mark.parametrize(("data", "changes", "message"), MISTAKES, ids=[str(c) for _, c, _ in MISTAKES])

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import re
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -23,13 +26,13 @@ from mas.experiments.config import resolved
 from mas.experiments.errors import UserError
 from mas.experiments.loading import load_config
 from mas.experiments.models import MultiHead, build_model
-from mas.experiments.report import write_report
+from mas.experiments.report import pages, write_report
 from mas.experiments.report.forgetting import draw_figures, table_rows, write_forgetting_report
 from mas.experiments.results import Results, read_results
 from mas.experiments.run import default_workers, run_experiment
 from mas.experiments.seeds import stream_seed
 from mas.experiments.statistics import mean_and_interval
-from mas.experiments.store import Store
+from mas.experiments.store import Store, environment
 from mas.experiments.summary import (
     best_label,
     comparison_table,
@@ -211,7 +214,16 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(config, finished, t
     assert [without_time(r) for r in outcome.results.records] == [without_time(r) for r in finished[1].results.records]
 
 
-def test_more_seeds_or_strategies_keep_what_is_there(config_file, finished, tmp_path, monkeypatch):
+MORE = (
+    "strategies=[{name: l2}, {name: naive}, {name: joint}, {name: mas}, {name: ewc, labels: sampled, max_samples: 20}]"
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "new"),
+    [("seeds=3", ["naive-seed2", "joint-seed2", "mas-seed2", "ewc-seed2"]), (MORE, ["l2-seed0", "l2-seed1"])],
+)
+def test_more_seeds_or_strategies_keep_what_is_there(change, new, config_file, finished, tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr("mas.experiments.run.run_cell", lambda cell: ran.append(cell.id) or fake(cell))
     folder = tmp_path / "copy"
@@ -219,9 +231,9 @@ def test_more_seeds_or_strategies_keep_what_is_there(config_file, finished, tmp_
         target = folder / path.relative_to(finished[0])
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())
-    outcome = run_experiment(load_config(config_file, ["seeds=3"]), folder, workers=1)
+    outcome = run_experiment(load_config(config_file, [change]), folder, workers=1)
     assert outcome.kept == 8
-    assert ran == ["naive-seed2", "joint-seed2", "mas-seed2", "ewc-seed2"]
+    assert ran == new
 
 
 def fake(cell, accuracy=0.5, status="finished"):
@@ -259,6 +271,35 @@ def test_a_folder_with_other_results_is_refused_and_left_alone(config_file, fini
     with pytest.raises(UserError, match=message):
         run_experiment(load_config(config_file, [change]), folder, workers=1)
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "beside"),
+    [
+        (["seeds=1"], "ewc-seed1 and 3 more"),
+        (["seeds=[1, 2]"], "ewc-seed0 and 3 more"),
+        (["strategies=[{name: naive}, {name: joint}, {name: mas, lam: 1.0}]"], "ewc-seed0 and 1 more"),
+        (["strategies.0.label=plain", "seeds=[0, 1]"], "naive-seed0 and 1 more"),
+    ],
+)
+def test_cells_that_a_config_does_not_have_are_refused_and_left_alone(config_file, finished, changes, beside):
+    folder = finished[0]
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    with pytest.raises(
+        UserError, match=f"holds other results: this config has no cell {beside}; choose another folder"
+    ):
+        run_experiment(load_config(config_file, changes), folder, workers=1)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_how_many_are_kept_is_said_when_the_folder_is_accepted(config, config_file, finished, monkeypatch):
+    monkeypatch.setattr("mas.experiments.run.run_cell", lambda cell: pytest.fail("ran"))
+    told = []
+    run_experiment(config, finished[0], workers=1, begin=told.append)
+    assert told == [8]
+    with pytest.raises(UserError):
+        run_experiment(load_config(config_file, ["seeds=1"]), finished[0], workers=1, begin=told.append)
+    assert told == [8]
 
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(config, tmp_path):
@@ -441,6 +482,15 @@ def test_intransigence_is_against_the_ceiling_of_the_same_seed():
     assert reference_of([*naive, *joint, cumulative[0]]) == "joint"  # which has more seeds
 
 
+def test_what_is_rounded_to_zero_has_no_sign():
+    assert pages.percent(-0.0004) == "0.0"
+    assert pages.percent(-0.0004, -0.0004, 0.0004) == "0.0 [0.0, 0.0]"
+    assert pages.percent(-0.0006, -0.01, -0.0004) == "-0.1 [-1.0, 0.0]"
+    assert pages.number(-0.0) == "0"
+    assert pages.number(-1e-9, -1.5, -0.0) == "-1e-09 [-1.5, 0]"
+    assert pages.percent(np.nan) == "–"
+
+
 # What a run writes.
 
 
@@ -508,6 +558,22 @@ def test_config_and_environment_are_kept(config, finished):
     assert len(environment) == 1  # nothing was trained with anything else
     assert environment[0]["packages"]["torch"] == torch.__version__.split("+")[0]
     assert {"git_commit", "processor", "python"} <= environment[0].keys()
+    assert environment[0]["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    assert environment[0]["threads"] == 1
+
+
+@pytest.mark.parametrize("asked", ["default", "avx2"])
+def test_the_instruction_set_is_the_one_that_torch_uses(asked):
+    code = "from mas.experiments.store import environment as e; import torch; print(e()['cpu_capability'])"
+    changed = {**os.environ, "ATEN_CPU_CAPABILITY": asked}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=changed)
+    assert done.stdout.strip() in (asked.upper(), "DEFAULT")  # not every processor has the other
+
+
+def test_the_number_of_threads_is_that_of_a_cell(config, monkeypatch):
+    monkeypatch.setattr(cell_module, "_train", lambda cell: {"threads": torch.get_num_threads()})
+    torch.set_num_threads(2)
+    assert run_cell(expand(config)[0])["threads"] == environment()["threads"]
 
 
 def test_another_environment_is_added_where_more_is_trained(config_file, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import pandas as pd
 import yaml
 
 from mas.experiments.report.forgetting import tried_rows
+from mas.experiments.report.pages import percent
 from tests.bench.page import table
 
 Run = dict[str, Any]
@@ -89,8 +90,7 @@ def _tried(tries: pd.DataFrame) -> str:
 
 
 def _percent(scores: pd.DataFrame, label: str, score: str) -> str:
-    mean = scores.loc[(label, score), "mean"]
-    return "–" if pd.isna(mean) else f"{100 * mean:.1f}"
+    return percent(float(scores.loc[(label, score), "mean"]))
 
 
 def _p(comparisons: pd.DataFrame, label: str) -> str:
@@ -116,7 +116,8 @@ percent, mean ± standard deviation over seeds, and the 95 % bootstrap interval 
 5 seeds, but only 75 % at 3). *Chosen* is what `select` took, on training data held out and with other seeds; no test
 image is looked at before the last run. p: paired t-test against naive, adjusted by Holm's method. Intransigence is
 against joint training, where that was run. Times are of one core, two cells side by side, on a machine that had other
-work too.
+work too. Results are the same to the bit only for the same vector instructions, which these runs do not record;
+[critical_periods.md](critical_periods.md#digits-with-other-vector-instructions) shows how much others may change.
 """
 _SECTION = """
 ## {title}

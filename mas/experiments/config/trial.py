@@ -146,5 +146,5 @@ def _said_at(source: Source, place: Key) -> Iterator[None]:
     """Say where in the config a mistake is that only building shows."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, FloatingPointError) as error:  # a probe may blow up
         raise UserError(f"{source.where(place)}: {error}") from None
