@@ -9,11 +9,11 @@ if __name__ != "mas.benchmarks":
     )
 
 from mas.benchmarks.datasets import DATASETS, digits, fingerprint, load_dataset
-from mas.benchmarks.deficits import DEFICITS, DeficitPlugin, impaired, make_deficit
+from mas.benchmarks.deficits import DEFICITS, DeficitPlugin, apply_deficit, make_deficit
 from mas.benchmarks.folders import DataError
 from mas.benchmarks.images import BatchedDataset, Images, as_dataset
 from mas.benchmarks.loading import data_root, set_data_root
-from mas.benchmarks.streams import STREAMS, instances, permuted, recovery, rotated, sequence, split, whole
+from mas.benchmarks.streams import STREAMS, deficit_then_clear, instances, permuted, rotated, sequence, split, whole
 
 __all__ = [
     "DATASETS",
@@ -23,16 +23,16 @@ __all__ = [
     "DataError",
     "DeficitPlugin",
     "Images",
+    "apply_deficit",
     "as_dataset",
     "data_root",
+    "deficit_then_clear",
     "digits",
     "fingerprint",
-    "impaired",
     "instances",
     "load_dataset",
     "make_deficit",
     "permuted",
-    "recovery",
     "rotated",
     "sequence",
     "set_data_root",

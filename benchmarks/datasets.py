@@ -18,7 +18,7 @@ from sklearn.model_selection import train_test_split
 
 from mas.benchmarks.folders import DataError, Tree, find_tree, read_images
 from mas.benchmarks.images import Images, Pair
-from mas.benchmarks.loading import AVALANCHE, both, data_root, of_files, opened, pixels_of
+from mas.benchmarks.loading import AVALANCHE, both, data_root, of_files, open_dataset, pixels_of
 from mas.imports import IMPORT, check_options, import_function
 
 Size = Annotated[int, Gt(0)]
@@ -44,7 +44,7 @@ def digits(train: Size | None = None, test: Size = 360, writers: Literal["mixed"
     if not 0 < train <= len(x) - test:
         raise ValueError(f"digits: train is {train} and test {test}; there are {len(x)} images")
     if writers == "apart":
-        return every.some(torch.arange(train)), every.some(torch.arange(len(x) - test, len(x)))
+        return every.subset(torch.arange(train)), every.subset(torch.arange(len(x) - test, len(x)))
     rest, held = hold_out(every, test, "test")
     return (rest if train == len(rest) else hold_out(rest, train, "train")[1]), held
 
@@ -91,7 +91,7 @@ def svhn() -> Pair:
 
 def omniglot() -> Pair:
     """Omniglot: handwritten characters, 28x28 grey, 1,623 classes, 15 / 5 images of each (Lake 2015)."""
-    parts = [opened("Omniglot", {"background": True}), opened("Omniglot", {"background": False})]
+    parts = [open_dataset("Omniglot", {"background": True}), open_dataset("Omniglot", {"background": False})]
     x = torch.cat([255 - pixels_of(part, 28, "Omniglot")[:, :1] for part in parts])
     y = torch.arange(len(x)) // 20  # 20 drawings of each character, one after another
     test = torch.arange(len(x)) % 20 >= 15
@@ -100,38 +100,40 @@ def omniglot() -> Pair:
 
 def flowers102(size: Size = 224) -> Pair:
     """Flowers-102: flowers in the wild, colour, 102 classes, 2,040 / 6,149 images (Nilsback 2008)."""
-    train, more = (opened("Flowers102", {"split": part}) for part in ("train", "val"))
-    return of_files(train, more, test=opened("Flowers102", {"split": "test"}), size=size)
+    train, more = (open_dataset("Flowers102", {"split": part}) for part in ("train", "val"))
+    return of_files(train, more, test=open_dataset("Flowers102", {"split": "test"}), size=size)
 
 
 def stanford_cars(size: Size = 224) -> Pair:
     """Stanford Cars: models of cars, colour, 196 classes, 8,144 / 8,041 images (Krause 2013)."""
     return of_files(
-        opened("StanfordCars", {"split": "train"}), test=opened("StanfordCars", {"split": "test"}), size=size
+        open_dataset("StanfordCars", {"split": "train"}),
+        test=open_dataset("StanfordCars", {"split": "test"}),
+        size=size,
     )
 
 
 def fgvc_aircraft(size: Size = 224) -> Pair:
     """FGVC-Aircraft: variants of aircraft, colour, 100 classes, 6,667 / 3,333 images (Maji 2013)."""
-    train, test = (opened("FGVCAircraft", {"split": part}) for part in ("trainval", "test"))
+    train, test = (open_dataset("FGVCAircraft", {"split": part}) for part in ("trainval", "test"))
     return of_files(train, test=test, size=size)
 
 
 def cub200(size: Size = 224) -> Pair:
     """CUB-200-2011: birds, colour, 200 classes, 5,994 / 5,794 images (Wah 2011)."""
-    train, test = (opened("CUB200", {"train": part}, AVALANCHE) for part in (True, False))
+    train, test = (open_dataset("CUB200", {"train": part}, AVALANCHE) for part in (True, False))
     return of_files(train, test=test, size=size)
 
 
 def core50(size: Size = 32) -> Pair:
     """CORe50: objects held in a hand, colour, 50 classes, 119,894 / 44,972 images (Lomonaco 2017)."""
-    train, test = (opened("CORe50Dataset", {"train": part, "mini": True}, AVALANCHE) for part in (True, False))
+    train, test = (open_dataset("CORe50Dataset", {"train": part, "mini": True}, AVALANCHE) for part in (True, False))
     return of_files(train, test=test, size=size)
 
 
 def tiny_imagenet(size: Size = 64) -> Pair:
     """Tiny-ImageNet: objects and animals, 64x64 colour, 200 classes, 100,000 / 10,000 images (Le and Yang 2015)."""
-    train, test = (opened("TinyImagenet", {"train": part}, AVALANCHE) for part in (True, False))
+    train, test = (open_dataset("TinyImagenet", {"train": part}, AVALANCHE) for part in (True, False))
     return of_files(train, test=test, size=size)
 
 
@@ -228,7 +230,7 @@ def hold_out(images: Images, share: float, name: str = "validation", seed: int =
     kept, held = train_test_split(
         range(len(labels)), test_size=share, stratify=labels.numpy(), random_state=seed % 2**32
     )
-    return images.some(torch.tensor(kept)), images.some(torch.tensor(held))
+    return images.subset(torch.tensor(kept)), images.subset(torch.tensor(held))
 
 
 _TEST = ("test", "val", "valid")

@@ -2,7 +2,7 @@
 
 A deficit is a function of a batch, ``deficit(x, y, generator) -> (x, y)``: images as the network sees
 them, shape (B, C, H, W), labels, shape (B,), and a generator on the CPU for what it draws. In a loop
-of your own call it while it lasts; `DeficitPlugin` does so in an Avalanche strategy, and `impaired`
+of your own call it while it lasts; `DeficitPlugin` does so in an Avalanche strategy, and `apply_deficit`
 makes a data set of it.
 
 Source: Achille, Rovere and Soatto 2019, Critical Learning Periods in Deep Networks.
@@ -151,7 +151,7 @@ def make_deficit(spec: DeficitSpec, classes: int, seed: int = 0) -> Deficit:
     return partial(function, **options, **given)
 
 
-def impaired(images: Images, deficit: Deficit, seed: int = 0) -> Images:
+def apply_deficit(images: Images, deficit: Deficit, seed: int = 0) -> Images:
     """Give images as they are seen under a deficit, for good: random parts are drawn once for each image.
 
     Args:

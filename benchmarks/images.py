@@ -64,7 +64,7 @@ class Images(Dataset[tuple[Tensor, int]]):
             x = change(x)
         return x if self.scale is None else (x - self.scale[0]) / self.scale[1]
 
-    def some(self, index: Tensor) -> "Images":
+    def subset(self, index: Tensor) -> "Images":
         """Give the images at ``index``; the pixels are shared."""
         return replace(self, labels=self.labels[index], rows=self.rows[index])
 

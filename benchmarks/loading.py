@@ -39,7 +39,7 @@ def both(kind: str, train: dict[str, Any], test: dict[str, Any], first_label: in
     """Load both parts of a data set that torchvision holds in memory."""
     parts = []
     for options in (train, test):
-        data = opened(kind, options)
+        data = open_dataset(kind, options)
         labels = torch.as_tensor(np.asarray(getattr(data, "targets", getattr(data, "labels", None)))).long()
         parts.append(Images(_channels_first(torch.as_tensor(data.data)), labels - first_label))
     return parts[0], parts[1]
@@ -52,7 +52,7 @@ def _channels_first(pixels: Tensor) -> Tensor:
     return pixels if pixels.shape[1] == 3 else pixels.permute(0, 3, 1, 2).contiguous()
 
 
-def opened(kind: str, options: dict[str, Any], module: str = "torchvision.datasets") -> Any:
+def open_dataset(kind: str, options: dict[str, Any], module: str = "torchvision.datasets") -> Any:
     """Open a data set by its library's own loader, downloading what is missing.
 
     From a root that cannot be written, archives are first copied to the cache, to be unpacked there.

@@ -17,7 +17,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import rotate
 
 from mas.benchmarks.datasets import hold_out, load_dataset
-from mas.benchmarks.deficits import DeficitSpec, impaired, make_deficit
+from mas.benchmarks.deficits import DeficitSpec, apply_deficit, make_deficit
 from mas.benchmarks.images import AUGMENTATIONS, Images, Pair, as_dataset, channel_statistics
 
 Scenario = Literal["task", "domain", "class"]
@@ -175,7 +175,7 @@ def whole(
     return _benchmark([_whole(dataset, train, test, pad, validation, normalize, augment, seed)], tasks=False)
 
 
-def recovery(
+def deficit_then_clear(
     deficit: DeficitSpec,
     dataset: DatasetSpec = "digits",
     train: Count | None = None,
@@ -196,7 +196,7 @@ def recovery(
     """
     clear = _whole(dataset, train, test, pad, validation, normalize, augment, seed)
     made = make_deficit(deficit, _classes(clear), seed)
-    blind = (impaired(clear[0], made, seed), impaired(clear[1], made, seed + 1))
+    blind = (apply_deficit(clear[0], made, seed), apply_deficit(clear[1], made, seed + 1))
     return _benchmark([blind, clear], tasks=False)
 
 
@@ -233,7 +233,7 @@ STREAMS: dict[str, Callable[..., Any]] = {
     "instances": instances,
     "sequence": sequence,
     "whole": whole,
-    "recovery": recovery,
+    "deficit_then_clear": deficit_then_clear,
 }
 """Name in YAML -> function that gives an Avalanche benchmark; its arguments are the keys beside it."""
 
@@ -337,14 +337,14 @@ def _of_classes(images: Images, classes: Tensor, shown: Tensor) -> Images:
     as_shown[classes] = shown
     labels = as_shown[images.labels]
     kept = (labels >= 0).nonzero()[:, 0]
-    return replace(images.some(kept), labels=labels[kept])
+    return replace(images.subset(kept), labels=labels[kept])
 
 
 def _deal(images: Images, hands: int, generator: torch.Generator) -> list[Images]:
     """Deal images out in turns, class by class, in a random order."""
     shuffled = torch.randperm(len(images), generator=generator)
     by_class = shuffled[images.labels[shuffled].argsort(stable=True)]
-    return [images.some(by_class[hand::hands].sort().values) for hand in range(hands)]
+    return [images.subset(by_class[hand::hands].sort().values) for hand in range(hands)]
 
 
 def _classes(pair: Pair) -> int:

@@ -9,6 +9,7 @@ The core idea stands in three files, read in this order:
 Nothing is imported until it is used, so that ``import mas`` and ``mas --help`` stay quick.
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from mas import benchmarks as benchmarks
+    from mas import experiments as experiments
     from mas import strategies as strategies
     from mas.forgetting import forgetting_scores as forgetting_scores
     from mas.gradients import mean_moments as mean_moments
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from mas.information import posterior_std as posterior_std
     from mas.information import share_shift as share_shift
     from mas.local import local_mas_importance as local_mas_importance
-    from mas.measuring import measuring as measuring
     from mas.path_integral import PathIntegral as PathIntegral
     from mas.path_integral import RiemannianWalk as RiemannianWalk
     from mas.penalty import QuadraticPenalty as QuadraticPenalty
@@ -46,12 +47,13 @@ if TYPE_CHECKING:
     from mas.plasticity import stable_rank as stable_rank
     from mas.plasticity import trainability as trainability
     from mas.plasticity import unit_activity as unit_activity
+    from mas.state import preserving_state as preserving_state
 
 _HOME = {
     # the engine
     "per_sample_moments": "mas.gradients",
     "mean_moments": "mas.gradients",
-    "measuring": "mas.measuring",
+    "preserving_state": "mas.state",
     # which weights matter
     "mas_importance": "mas.importance",
     "local_mas_importance": "mas.local",
@@ -85,7 +87,8 @@ _HOME = {
     # who forgets what
     "forgetting_scores": "mas.forgetting",
 }
-_LAYERS = ("strategies", "benchmarks")  # these need Avalanche, and import it when first touched
+_LAYERS = ("strategies", "benchmarks", "experiments")  # these need Avalanche, and import it when first touched
+_RENAMED = {"measuring": "preserving_state"}  # old name -> new one
 
 __all__ = [  # noqa: PLE0604 - the tables above are the single list of names
     *_HOME,
@@ -96,6 +99,9 @@ __all__ = [  # noqa: PLE0604 - the tables above are the single list of names
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
+    if name in _RENAMED:
+        warnings.warn(f"mas.{name} is now called mas.{_RENAMED[name]}", FutureWarning, stacklevel=2)
+        return __getattr__(_RENAMED[name])
     if name in _LAYERS:
         return import_module(f"mas.{name}")
     raise AttributeError(f"module 'mas' has no attribute {name!r}; it has: {', '.join(__all__)}")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from mas.measuring import named_parameters
+from mas.state import named_parameters
 
 _DIVERGED = "the network has diverged"
 

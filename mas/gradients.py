@@ -20,9 +20,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from mas.batches import Batch, Forward, batch_size, first_samples, run_forward, samples
 from mas.fallback import Fallback, accumulate
-from mas.measuring import bare, measuring, named_parameters
-from mas.recording import Key, Layout, Recorder, Use, close, leaves, locate
-from mas.summing import Arrivals, Sums, backward
+from mas.recording import Key, LayerCall, Layout, Recorder, close, leaves, locate
+from mas.state import named_parameters, preserving_state, unwrap_model
+from mas.summing import GradientCollector, MomentAccumulator, backward
 
 Objective = Callable[[Any, Batch], Tensor]
 Moment = Literal["abs", "square"]
@@ -80,7 +80,7 @@ def per_sample_moments(
     >>> per_sample_moments(model, batch, lambda output, batch: output[:, 0], "square")
     {'weight': tensor([[21.]])}
     """
-    with measuring(model):
+    with preserving_state(model):
         engine = SamplePass(model, objective, moment, forward, max_bytes)
         engine.add(batch)
         return engine.result()
@@ -111,8 +111,8 @@ def mean_moments(
     """
     if reduction not in _PASSES:
         raise ValueError(f"reduction is {reduction!r}; known are {', '.join(map(repr, _PASSES))}")
-    with measuring(model):
-        return _PASSES[reduction](model, objective, moment, forward, max_bytes).over(batches, max_samples)
+    with preserving_state(model):
+        return _PASSES[reduction](model, objective, moment, forward, max_bytes).mean_over(batches, max_samples)
 
 
 class Pass(ABC):
@@ -128,14 +128,14 @@ class Pass(ABC):
             raise ValueError(f"moment is {moment!r}; known are 'abs' and 'square'")
         if max_bytes is not None and max_bytes < 1:
             raise ValueError(f"max_bytes is {max_bytes}; give a number of at least 1, or None for the default")
-        self.model, self.moment = bare(model), moment
+        self.model, self.moment = unwrap_model(model), moment
         self.forward, self.max_bytes = forward or run_forward, max_bytes
         self.params = trained_parameters(model)
         if wrong := [name for name, p in self.params.items() if p.is_complex()]:
             raise ValueError(f"parameter {wrong[0]!r} is complex; importance is defined for real parameters: freeze it")
         self.skip: set[Key] = set()  # calls without a sample axis: nothing per sample to note
         self.layouts: dict[Key, list[Layout | None]] = {}  # where samples lie in each layer's input
-        self.sums, self.count = Sums(self.params, moment, max_bytes), 0
+        self.sums, self.count = MomentAccumulator(self.params, moment, max_bytes), 0
 
     @property
     def total(self) -> dict[str, Tensor]:
@@ -152,7 +152,7 @@ class Pass(ABC):
     def _add(self, batch: Batch) -> None:
         """Add the moments of a batch that has samples, and count them."""
 
-    def over(self, batches: Iterable[Batch], max_samples: int | None = None) -> dict[str, Tensor]:
+    def mean_over(self, batches: Iterable[Batch], max_samples: int | None = None) -> dict[str, Tensor]:
         """Give the mean over many batches, or over the first samples of them."""
         if max_samples is not None and max_samples < 1:
             raise ValueError(f"max_samples is {max_samples}; give a number of at least 1, or None for all")
@@ -185,14 +185,14 @@ class Pass(ABC):
         """Run forward until every noted call has its samples along a known axis."""
         size = batch_size(batch)
         while True:
-            recorder, output = self._recorded(batch)
+            recorder, output = self._record_once(batch)
             self._locate_samples(recorder, batch, output, size)
             lost = {use.key for use in recorder.uses if use.layout is None}
             if not lost:
                 return output, recorder
             self.skip |= lost  # the parameters stay in the graph, where others may take over
 
-    def _recorded(self, batch: Batch) -> tuple[Recorder, Any]:
+    def _record_once(self, batch: Batch) -> tuple[Recorder, Any]:
         recorder = self.recorder(self.params, self.model, self.skip)
         try:
             with recorder:
@@ -224,7 +224,7 @@ class Pass(ABC):
         if recorder.picks_rows or key not in self.layouts:
             index = _probe(size, all_samples=recorder.picks_rows)
             fewer = samples(batch, index, size)
-            probe, probed = self._recorded(fewer)
+            probe, probed = self._record_once(fewer)
             axes = _check_independent(output, probed, size, index)
             self._check_objective(output, axes, batch, fewer, index)
             self.layouts[key] = locate(uses, probe.uses, size, index)
@@ -299,7 +299,7 @@ class SamplePass(Pass):
                 "exists; compute it from each sample's output alone"
             )
 
-    def _slow_params(self, uses: list[Use], values: Tensor) -> set[str]:
+    def _slow_params(self, uses: list[LayerCall], values: Tensor) -> set[str]:
         """Name the parameters with a use that no closed form covers.
 
         The graph is followed beyond the noted outputs to what went in, but not through them: a
@@ -312,10 +312,10 @@ class SamplePass(Pass):
         found = leaves(roots, cut={use.edge.node for use in uses if use.edge is not None})
         return {name for leaf in found for name in of.get(id(leaf), ())}
 
-    def _add_closed_forms(self, uses: list[Use], slow: set[str], objective: Tensor, keep: bool) -> None:
+    def _add_closed_forms(self, uses: list[LayerCall], slow: set[str], objective: Tensor, keep: bool) -> None:
         noted = [use for use in uses if not slow.issuperset(use.parameters)]
         if noted:
-            backward(objective, noted, Arrivals(self.sums, noted, slow, keep), keep)
+            backward(objective, noted, GradientCollector(self.sums, noted, slow, keep), keep)
 
     def _add_slow(self, slow: set[str], batch: Batch, shape: torch.Size) -> None:
         """Add the moments of parameters without a closed form."""

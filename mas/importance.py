@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from mas.batches import Batch, Forward, batch_size, run_forward
 from mas.gradients import Reduction, mean_moments, trained_parameters
-from mas.measuring import bare, measuring, named_parameters
+from mas.state import named_parameters, preserving_state, unwrap_model
 
 Labels = Literal["exact", "sampled", "empirical", "predicted"]
 Norm = Literal["squared_l2", "l2"]
@@ -118,10 +118,10 @@ def uniform_importance(model: nn.Module, batches: Iterable[Batch], forward: Forw
     unused = trained_parameters(model)
     ones = {name: torch.zeros_like(p, requires_grad=False) for name, p in unused.items()}
     seen = False
-    with measuring(model), torch.enable_grad():
+    with preserving_state(model), torch.enable_grad():
         for batch in batches:
             seen = True
-            for name in _used(unused, (forward or run_forward)(bare(model), batch)):
+            for name in _used(unused, (forward or run_forward)(unwrap_model(model), batch)):
                 ones[name].fill_(1.0)
                 del unused[name]
             if not unused:
@@ -173,11 +173,11 @@ def last_layer(model: nn.Module, batch: Batch, forward: Forward | None = None) -
     ['2.bias', '2.weight']
     """
     called: list[nn.Module] = []
-    with measuring(model), torch.no_grad():
-        owners = [m for m in bare(model).modules() if any(True for _ in m.parameters(recurse=False))]
+    with preserving_state(model), torch.no_grad():
+        owners = [m for m in unwrap_model(model).modules() if any(True for _ in m.parameters(recurse=False))]
         hooks = [m.register_forward_hook(lambda m, *_: called.append(m)) for m in owners]
         try:
-            (forward or run_forward)(bare(model), batch)
+            (forward or run_forward)(unwrap_model(model), batch)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mas.batches import Batch, Forward, run_forward, with_samples
 from mas.finite import check_output, check_weights
 from mas.importance import Labels, fisher_importance
-from mas.measuring import bare, measuring, named_parameters
+from mas.state import named_parameters, preserving_state, unwrap_model
 
 
 def fisher_trace(
@@ -243,7 +243,7 @@ def accuracy_under_noise(
         raise ValueError(f"draws is {draws}; give a number of at least 1")
     generator = generator or torch.Generator().manual_seed(0)
     found = []
-    with measuring(model), torch.no_grad():  # also around the weights: another thread may have noise on them
+    with preserving_state(model), torch.no_grad():  # also around the weights: another thread may have noise on them
         weights = _weights(model, std)
         for _ in range(draws):
             draw = {n: torch.randn(s.shape, generator=generator, dtype=torch.float64).to(s) * s for n, s in std.items()}
@@ -271,7 +271,7 @@ def _accuracy(model: nn.Module, batches: Iterable[Batch], forward: Forward) -> f
     for batch in with_samples(batches):
         if isinstance(batch, Tensor) or len(batch) < 2:
             raise ValueError("accuracy needs batches of (x, y); got unlabelled ones")
-        output = forward(bare(model), batch)
+        output = forward(unwrap_model(model), batch)
         check_output(output, "the network has diverged, or the noise on its weights is too large")
         answers = output.argmax(1)
         right += int((answers == batch[1].to(answers.device)).sum())

@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 from mas.batches import Batch, Forward, batch_size
 from mas.gradients import Pass, check_finite
-from mas.measuring import measuring
-from mas.recording import Recorder, Use, leaves
-from mas.summing import Arrivals
+from mas.recording import LayerCall, Recorder, leaves
+from mas.state import preserving_state
+from mas.summing import GradientCollector
 
 
 def local_mas_importance(
@@ -54,8 +54,8 @@ def local_mas_importance(
     >>> local_mas_importance(model, [torch.tensor([[1.0], [2.0]])])
     {'0.weight': tensor([[15.]])}
     """
-    with measuring(model):
-        return _LocalPass(model, "abs", forward, max_bytes).over(batches, max_samples)
+    with preserving_state(model):
+        return _LocalPass(model, "abs", forward, max_bytes).mean_over(batches, max_samples)
 
 
 class _LocalRecorder(Recorder):
@@ -80,7 +80,7 @@ class _LocalRecorder(Recorder):
         with torch.no_grad():
             return func(*args, **kwargs)
 
-    def _note(self, use: Use, output: Tensor) -> None:
+    def _note(self, use: LayerCall, output: Tensor) -> None:
         self.fresh[id(output)] = output, output._version, len(self.uses)
         self.uses.append(use)
         self.gradients.append(2 * output)
@@ -111,10 +111,10 @@ class _LocalPass(Pass):
             raise ValueError(
                 "the forward pass calls no layer with a parameter that requires a gradient; is it run under no_grad?"
             )
-        arrivals = Arrivals(self.sums, recorder.uses)
+        collector = GradientCollector(self.sums, recorder.uses)
         for use, gradient in zip(recorder.uses, recorder.gradients, strict=True):
-            arrivals.add(use, gradient)
-        arrivals.finish()
+            collector.add(use, gradient)
+        collector.finish()
         self.count += batch_size(batch)
 
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mas.measuring import named_parameters
-from mas.penalty import grow
+from mas.penalty import pad_to
+from mas.state import named_parameters
 
 
 class PathIntegral:
@@ -136,7 +136,7 @@ class RiemannianWalk:
         """
         for name in self.path.params.keys() & fisher.keys():  # some may have been frozen since
             p, new = self.path.params[name], fisher[name]
-            old = grow(self.fisher.get(name, new), new)
+            old = pad_to(self.fisher.get(name, new), new)
             self.fisher[name] = torch.lerp(old, new, self.alpha) if new.any() else old
             distance = 0.5 * self.fisher[name] * (p.detach() - self.path.origin[name]).square()
             earned = self.path.gain[name] / (distance + self.path.damping)
@@ -151,7 +151,7 @@ class RiemannianWalk:
         """
         for name, earned in self.score.items():
             score = earned.clamp(min=0)
-            past = grow(self.past.get(name, score), score)
+            past = pad_to(self.past.get(name, score), score)
             self.past[name] = (past + score) / 2 if score.any() else past
         fisher, scores = _scaled(self.fisher), _scaled(self.past)
         return {

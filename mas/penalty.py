@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mas.gradients import DIVERGED
-from mas.measuring import named_parameters
+from mas.state import named_parameters
 
 Accumulate = Literal["sum", "ema", "decay", "quadratics"]
 
@@ -134,7 +134,7 @@ class QuadraticPenalty:
         _check_growth(name, anchor, self.anchor[name])
         dtype = _common_dtype(anchor, omega, self.anchor[name], self.importance[name])
         anchor, omega = anchor.detach().to(dtype, copy=True), omega.detach().to(dtype)
-        was, stood = grow(self.importance[name].to(dtype), omega, 0.0), grow(self.anchor[name].to(dtype), anchor)
+        was, stood = pad_to(self.importance[name].to(dtype), omega, 0.0), pad_to(self.anchor[name].to(dtype), anchor)
         if self.accumulate == "quadratics":
             return _collapsed(was, stood, omega, anchor)
         old, new = _WEIGHTS[self.accumulate](self.factor)
@@ -154,7 +154,7 @@ class QuadraticPenalty:
         return params, [self.anchor[n] for n in names], [self.importance[n] for n in names]
 
 
-def grow(tensor: Tensor, like: Tensor, fill: float | None = None) -> Tensor:
+def pad_to(tensor: Tensor, like: Tensor, fill: float | None = None) -> Tensor:
     """Extend ``tensor`` to the shape of ``like``: with ``fill``, or with the values of ``like``."""
     if tensor.shape == like.shape:
         return tensor

@@ -22,7 +22,7 @@ from mas.batches import Batch, Forward, batch_size, run_forward, with_samples
 from mas.finite import check_finite, check_output, check_weights
 from mas.importance import last_layer
 from mas.local import ACTIVATIONS
-from mas.measuring import bare, measuring, named_parameters
+from mas.state import named_parameters, preserving_state, unwrap_model
 
 Loss = Callable[[Any, Tensor], Tensor]
 
@@ -55,11 +55,11 @@ def unit_activity(
     """
     watch, seen = _Watch(), False
     check_weights(model)
-    with measuring(model), torch.no_grad():
+    with preserving_state(model), torch.no_grad():
         for batch in with_samples(batches):
             seen = True
-            with _named_calls(bare(model), watch), watch:
-                output = (forward or run_forward)(bare(model), batch)
+            with _named_calls(unwrap_model(model), watch), watch:
+                output = (forward or run_forward)(unwrap_model(model), batch)
             check_output(output)
     if not seen:
         raise ValueError("batches gave no sample; give a data loader or a list of batches")
@@ -123,12 +123,12 @@ def features(model: nn.Module, batches: Sequence[Batch], forward: Forward | None
     if len(owners) != 1:
         raise ValueError("found no last layer with parameters of its own; the rank of its input cannot be told")
     found: list[Tensor] = []
-    module = bare(model).get_submodule(owners.pop())
+    module = unwrap_model(model).get_submodule(owners.pop())
     hook = module.register_forward_pre_hook(lambda m, args: found.append(args[0].detach().flatten(1)))
     try:
-        with measuring(model), torch.no_grad():
+        with preserving_state(model), torch.no_grad():
             for batch in batches:
-                check_output((forward or run_forward)(bare(model), batch))
+                check_output((forward or run_forward)(unwrap_model(model), batch))
     finally:
         hook.remove()
     matrix = torch.cat(found)
@@ -198,10 +198,10 @@ def gradient_norm(
     check_weights(model)
     params = [p for p in named_parameters(model).values() if p.requires_grad]
     total, count = [torch.zeros_like(p, dtype=torch.float64, requires_grad=False) for p in params], 0
-    with measuring(model), torch.enable_grad():
+    with preserving_state(model), torch.enable_grad():
         for batch in with_samples(batches):
             size = batch_size(batch)
-            output = (forward or run_forward)(bare(model), batch)
+            output = (forward or run_forward)(unwrap_model(model), batch)
             check_output(output)
             value = loss(output, _labels(batch))
             check_finite(value.detach(), "the loss")
@@ -262,8 +262,8 @@ def trainability(
     if not batches:
         raise ValueError("batches gave no sample; give a list of batches")
     check_weights(model)
-    with measuring(model), torch.enable_grad():
-        pupil = _copy_without_hooks(bare(model)).requires_grad_(True)
+    with preserving_state(model), torch.enable_grad():
+        pupil = _copy_without_hooks(unwrap_model(model)).requires_grad_(True)
         generator = generator or torch.Generator().manual_seed(0)
         labels = _random_labels(pupil, batches, run, generator)
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # the guard puts the stream back

@@ -55,7 +55,7 @@ class Layout:
 
 
 @dataclass(eq=False)
-class Use:
+class LayerCall:
     """One call of a layer function with parameters of the model."""
 
     rule: Rule
@@ -83,7 +83,7 @@ class Use:
 
     def located(self) -> dict[str, Any]:
         """Give the arguments, with what a rule located by its output looks at."""
-        if self.rule.located_by == "input" or self.layout is None:
+        if self.rule.sample_axis_from == "input" or self.layout is None:
             return self.arguments
         return self.arguments | {"axis": self.layout.axis, "shape": self.shape}
 
@@ -118,7 +118,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.names = {id(p): name for name, p in params.items()}
         self.model, self.skip = model, skip
-        self.uses: list[Use] = []
+        self.uses: list[LayerCall] = []
         self.calls: dict[Key, int] = defaultdict(int)
         self.picks_rows = False  # whether the model selected or sorted by what is in its tensors
         self.buffers = {id(b) for b in model.buffers()}
@@ -152,10 +152,10 @@ class Recorder(TorchFunctionMode):
         inputs = [t.grad_fn for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and id(t) not in alias]
         output = self._run(func, args, kwargs, alias)
         x = a.get("input")
-        seen: Any = x if rule.located_by == "input" else output
+        seen: Any = x if rule.sample_axis_from == "input" else output
         kept = a if rule.needs_input else {role: value for role, value in a.items() if role != "input"}
         version = x._version if isinstance(x, Tensor) else 0
-        use = Use(rule, key, sources, names, kept, tuple(seen.shape), version, seen.detach(), aliases, inputs)
+        use = LayerCall(rule, key, sources, names, kept, tuple(seen.shape), version, seen.detach(), aliases, inputs)
         self._note(use, output)
         return output
 
@@ -165,7 +165,7 @@ class Recorder(TorchFunctionMode):
             *(alias.get(id(arg), arg) for arg in args), **{k: alias.get(id(arg), arg) for k, arg in kwargs.items()}
         )
 
-    def _note(self, use: Use, output: Tensor) -> None:
+    def _note(self, use: LayerCall, output: Tensor) -> None:
         use.edge = get_gradient_edge(output)
         self.uses.append(use)
 
@@ -235,13 +235,15 @@ def leaves(nodes: Iterable[Any], cut: Set[Any] = frozenset()) -> Iterator[Tensor
         stack.extend(parent for parent, _ in node.next_functions)
 
 
-def locate(uses: Sequence[Use], probed: Sequence[Use], size: int, index: Sequence[int]) -> list[Layout | None]:
+def locate(
+    uses: Sequence[LayerCall], probed: Sequence[LayerCall], size: int, index: Sequence[int]
+) -> list[Layout | None]:
     """Tell where the samples lie in each use, by the same uses in a batch of ``index`` samples only."""
     twins = {use.key: use for use in probed}
     return [_layout(use, twins.get(use.key), size, index) for use in uses]
 
 
-def _layout(use: Use, twin: Use | None, size: int, index: Sequence[int]) -> Layout | None:
+def _layout(use: LayerCall, twin: LayerCall | None, size: int, index: Sequence[int]) -> Layout | None:
     """Compare shapes and values."""
     if twin is None or len(use.shape) != len(twin.shape) or not _same_sources(use, twin):
         return None
@@ -257,12 +259,12 @@ def _layout(use: Use, twin: Use | None, size: int, index: Sequence[int]) -> Layo
     return _if_applies(use, fitting[0]) if len(fitting) == 1 else None
 
 
-def _if_applies(use: Use, layout: Layout) -> Layout | None:
+def _if_applies(use: LayerCall, layout: Layout) -> Layout | None:
     use.layout = layout
     return layout if use.rule.applies(use.located()) else None
 
 
-def _same_sources(use: Use, twin: Use) -> bool:
+def _same_sources(use: LayerCall, twin: LayerCall) -> bool:
     """Tell whether what enters instead of parameters is the same for both batches, as it should."""
     return all(
         t.shape == twin.sources[role].shape and (t.is_leaf or torch.equal(t, twin.sources[role]))
@@ -270,7 +272,7 @@ def _same_sources(use: Use, twin: Use) -> bool:
     )
 
 
-def _same_rows(use: Use, twin: Use, layout: Layout, index: Sequence[int]) -> bool:
+def _same_rows(use: LayerCall, twin: LayerCall, layout: Layout, index: Sequence[int]) -> bool:
     assert use.seen is not None, "located once"  # noqa: S101 - for mypy
     assert twin.seen is not None  # noqa: S101
     there = Layout(layout.axis, len(index), layout.order)

@@ -11,22 +11,22 @@ from torch import Tensor, nn
 
 from mas.batches import chunks
 from mas.fallback import accumulate, zeros_for
-from mas.recording import Use
+from mas.recording import LayerCall
 
-Share = tuple[Use, str, Tensor]  # a use, "weight" or "bias", the gradient of its output
+Contribution = tuple[LayerCall, str, Tensor]  # a use, "weight" or "bias", the gradient of its output
 
 _CACHE_BYTES = 2**20  # of per-sample gradients at once on a CPU: what stays in its cache is quick
 _DEVICE_BYTES = 256 * 2**20  # the same on an accelerator, where a few large operations are quick
 
 
-class Sums:
+class MomentAccumulator:
     """``total``: by parameter name, the sum of moments so far."""
 
     def __init__(self, params: dict[str, nn.Parameter], moment: str, max_bytes: int | None):
         self.params, self.moment, self.max_bytes = params, moment, max_bytes
         self.total = {name: zeros_for(p) for name, p in params.items()}
 
-    def add(self, name: str, shares: list[Share]) -> None:
+    def add(self, name: str, shares: list[Contribution]) -> None:
         """Add the moment of one parameter; the gradients of all its uses are summed first."""
         total, (use, role, gradient) = self.total[name], shares[0]
         size = use.layout.samples if use.layout else 0
@@ -41,19 +41,19 @@ class Sums:
     def _limit(self, total: Tensor) -> int:
         return self.max_bytes or (_CACHE_BYTES if total.device.type == "cpu" else _DEVICE_BYTES)
 
-    def _is_parameter(self, name: str, share: Share) -> bool:
+    def _is_parameter(self, name: str, share: Contribution) -> bool:
         """Tell whether the parameter itself was used, not something derived from it."""
         use, role, _ = share
         return use.sources[role] is self.params[name]
 
-    def _per_sample(self, name: str, shares: list[Share], rows: slice) -> Tensor:
+    def _per_sample(self, name: str, shares: list[Contribution], rows: slice) -> Tensor:
         dtype, rules = self.total[name].dtype, {use.rule for use, _, _ in shares}
         join = next(iter(rules)).join if len(rules) == 1 and len(shares) > 1 else None
         if join and all(role == "weight" and self._is_parameter(name, (use, role, g)) for use, role, g in shares):
             return rules.pop().weight(*join([use.part(g, rows, dtype) for use, _, g in shares]))
         return reduce(operator.iadd, (self._share(name, share, rows) for share in shares))
 
-    def _share(self, name: str, share: Share, rows: slice) -> Tensor:
+    def _share(self, name: str, share: Contribution, rows: slice) -> Tensor:
         """Give the per-sample gradient that one use contributes."""
         use, role, gradient = share
         found = use.per_sample(role, gradient, rows, self.total[name].dtype)
@@ -62,19 +62,21 @@ class Sums:
         return _pulled_back(use.sources[role], self.params[name], found).to(found.dtype)
 
 
-class Arrivals:
+class GradientCollector:
     """Gradients of outputs as they come in. A parameter is added once all its uses are there.
 
     What is no longer needed is let go, so that a backward pass frees memory on its way as a plain
     one does: ``keep`` keeps it for another pass.
     """
 
-    def __init__(self, sums: Sums, uses: Sequence[Use], slow: Set[str] = frozenset(), keep: bool = False):
+    def __init__(
+        self, sums: MomentAccumulator, uses: Sequence[LayerCall], slow: Set[str] = frozenset(), keep: bool = False
+    ):
         self.sums, self.slow, self.keep = sums, slow, keep
-        self.shares: dict[str, list[Share]] = defaultdict(list)
+        self.shares: dict[str, list[Contribution]] = defaultdict(list)
         self.expected = Counter(name for use in uses for names in use.names.values() for name in names)
 
-    def add(self, use: Use, gradient: Tensor) -> None:
+    def add(self, use: LayerCall, gradient: Tensor) -> None:
         """Take the gradient at a use's output; add the parameters that are complete by it."""
         if use.overwritten:
             raise RuntimeError(
@@ -109,14 +111,14 @@ class Arrivals:
                         use.arguments = {}
 
 
-def backward(objective: Tensor, uses: Sequence[Use], arrivals: Arrivals, keep: bool) -> None:
+def backward(objective: Tensor, uses: Sequence[LayerCall], collector: GradientCollector, keep: bool) -> None:
     """Run one backward pass down to the noted outputs, which computes no weight gradient at all.
 
     Each gradient is taken as the pass comes by, but for those that end it: autograd gives them.
     """
     ends = _ends(uses)
     between = set(uses).difference(ends)
-    hooks = [use.edge.node.register_prehook(partial(_take, arrivals, use)) for use in between if use.edge]
+    hooks = [use.edge.node.register_prehook(partial(_take, collector, use)) for use in between if use.edge]
     try:
         edges = [use.edge for use in ends if use.edge is not None]
         gradients = torch.autograd.grad(objective, edges, retain_graph=keep, allow_unused=True)
@@ -125,17 +127,17 @@ def backward(objective: Tensor, uses: Sequence[Use], arrivals: Arrivals, keep: b
             hook.remove()
     for use, gradient in zip(ends, gradients, strict=True):
         if gradient is not None:  # the objective depends on this call
-            arrivals.add(use, gradient)
-    arrivals.finish()
+            collector.add(use, gradient)
+    collector.finish()
 
 
-def _take(arrivals: Arrivals, use: Use, gradients: Sequence[Tensor | None]) -> None:
+def _take(collector: GradientCollector, use: LayerCall, gradients: Sequence[Tensor | None]) -> None:
     gradient = gradients[use.edge.output_nr] if use.edge else None
     if gradient is not None:
-        arrivals.add(use, gradient)
+        collector.add(use, gradient)
 
 
-def _ends(uses: Sequence[Use]) -> list[Use]:
+def _ends(uses: Sequence[LayerCall]) -> list[LayerCall]:
     """Give the uses with no other one behind their inputs."""
     noted = {use.edge.node for use in uses if use.edge is not None}
     leads: dict[Any, bool] = {}  # to a noted node, this one or one behind it

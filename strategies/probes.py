@@ -20,7 +20,6 @@ from mas.batches import Batch, Forward, with_samples
 from mas.finite import check_output, check_weights
 from mas.importance import Labels, fisher_importance
 from mas.information import accuracy_information_curve, fisher_trace, information_in_weights
-from mas.measuring import measuring
 from mas.plasticity import (
     dead_units,
     dormant_units,
@@ -31,6 +30,7 @@ from mas.plasticity import (
     stable_rank,
     trainability,
 )
+from mas.state import preserving_state
 from mas.strategies.samples import Data, batches, check_data, data_of_all, forward_for, task_of
 
 Positive = Annotated[float, Gt(0)]
@@ -145,7 +145,7 @@ class ProbePlugin(SupervisedPlugin[Any]):
     def _look(self, strategy: Any) -> None:
         data = data_of_all(self.data, _trained(strategy))
         forward = forward_for(strategy, data, task_of(strategy.experience))
-        with measuring(strategy.model):
+        with preserving_state(strategy.model):
             generator = torch.Generator().manual_seed(0)
             drawn = list(batches(strategy, data, self.max_samples, generator, _BATCH))
             for name, probe in self.probes.items():
@@ -279,7 +279,7 @@ def _answers(model: nn.Module, batches: Sequence[Batch], forward: Forward) -> tu
     """Count right answers, sum the loss, count samples."""
     right, total, seen = 0, 0.0, 0
     check_weights(model)  # a bias of -inf looks like a masked class
-    with measuring(model), torch.no_grad():
+    with preserving_state(model), torch.no_grad():
         for batch in with_samples(batches):
             output, y = forward(model, batch), _labels(batch)
             check_output(output)

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from mas.batches import batch_size as batch_size_of
-from mas.measuring import bare, measuring
+from mas.state import preserving_state, unwrap_model
 
 DataName = Literal["train", "test", "both"]
 Data = DataName | Dataset[Any] | Callable[[Any], Dataset[Any]]
@@ -162,10 +162,10 @@ def explaining(strategy: Any, draw: Callable[[], Iterator[Batch]], forward: Forw
 
 def _unmeasurable(model: nn.Module, batch: Batch, forward: Forward) -> str | None:
     """Return why nothing can be measured on a batch, or None if there is an output with a gradient."""
-    name = type(bare(model)).__name__
+    name = type(unwrap_model(model)).__name__
     try:
-        with measuring(model), torch.enable_grad():
-            parts = tree_leaves(forward(bare(model), batch))
+        with preserving_state(model), torch.enable_grad():
+            parts = tree_leaves(forward(unwrap_model(model), batch))
     except Exception as error:  # noqa: BLE001 - the model is the user's
         if not isinstance(batch, Unlabelled | Labelled):
             return None
@@ -184,7 +184,7 @@ def _unmeasurable(model: nn.Module, batch: Batch, forward: Forward) -> str | Non
 
 def refuse_other_classifier(model: nn.Module) -> None:
     """Raise ValueError for a model that answers by another classifier in eval mode than the one that is trained."""
-    inner = bare(model)
+    inner = unwrap_model(model)
     if isinstance(inner, TrainEvalModel):
         raise ValueError(
             f"importance is measured in eval mode, in which {type(inner).__name__} (of iCaRL) answers by "

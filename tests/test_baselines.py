@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from avalanche.training.plugins import EvaluationPlugin
+from mas.experiments.models import model_for
 from torch import nn
 
 from mas.benchmarks import split
-from mas.experiments.models import model_for
 from mas.strategies import STRATEGIES, DERpp, GEMPlugin, LwF, LwFPlugin
 
 BASELINES = ["cumulative", "lwf", "replay", "gem", "agem", "der++"]

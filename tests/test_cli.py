@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+from mas.experiments.models import MODELS
 from typer.testing import CliRunner
 
 from mas import __version__ as version
 from mas.benchmarks import DATASETS, STREAMS
 from mas.cli import app
-from mas.experiments.models import MODELS
 from mas.strategies import STRATEGIES
 
 TEXT = """\

@@ -8,7 +8,7 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
-from mas.benchmarks import DEFICITS, DeficitPlugin, Images, impaired, make_deficit, recovery, whole
+from mas.benchmarks import DEFICITS, DeficitPlugin, Images, apply_deficit, deficit_then_clear, make_deficit, whole
 from mas.benchmarks.deficits import blur, flip, label_permutation, missing_channel, noise, occlusion
 from mas.experiments.training import make_strategy
 from mas.strategies import Naive
@@ -247,17 +247,21 @@ def test_impaired_images_are_the_deficit_of_what_the_network_sees():
     pixels = torch.randint(256, (1100, 1, 8, 8), generator=generator(), dtype=torch.uint8)
     scale = (torch.full((1, 1, 1), 0.3), torch.full((1, 1, 1), 0.2))
     images = Images(pixels, torch.arange(1100) % 10, scale=scale, changes=(lambda x: x.flip(-1),))
-    seen = impaired(images, partial(blur, factor=2))
+    seen = apply_deficit(images, partial(blur, factor=2))
     expected = blur((pixels / 255).flip(-1).sub(0.3).div(0.2), images.labels, generator(), factor=2)[0]
     assert (seen.batch(torch.arange(1100)) - expected).abs().max() < 1e-5
     assert torch.equal(seen.labels, images.labels)
-    drawn = impaired(images, noise, seed=3), impaired(images, noise, seed=3), impaired(images, noise, seed=4)
+    drawn = (
+        apply_deficit(images, noise, seed=3),
+        apply_deficit(images, noise, seed=3),
+        apply_deficit(images, noise, seed=4),
+    )
     assert torch.equal(drawn[0].pixels, drawn[1].pixels)
     assert not torch.equal(drawn[0].pixels, drawn[2].pixels)
 
 
 class TestStreams:
-    """`whole` and `recovery`."""
+    """`whole` and `deficit_then_clear`."""
 
     def test_whole_takes_so_many_of_each_class(self):
         stream = whole("digits", train=400, test=100, normalize=False, seed=3)
@@ -298,7 +302,7 @@ class TestStreams:
         if name == "missing_channel":
             pytest.skip("digits are grey")
         state = torch.get_rng_state()
-        stream = recovery({"name": name}, "digits", train=100, test=50, seed=3)
+        stream = deficit_then_clear({"name": name}, "digits", train=100, test=50, seed=3)
         clear = whole("digits", train=100, test=50, seed=3)
         assert torch.equal(torch.get_rng_state(), state)
         for side in ("train_stream", "test_stream"):
@@ -310,7 +314,9 @@ class TestStreams:
 
     @pytest.mark.parametrize("normalize", [False, True])
     def test_recovery_augments_impaired_images_as_it_does_clear_ones(self, normalize):
-        stream = recovery({"name": "blur", "factor": 2}, "digits", train=100, normalize=normalize, augment="crop")
+        stream = deficit_then_clear(
+            {"name": "blur", "factor": 2}, "digits", train=100, normalize=normalize, augment="crop"
+        )
         clear = whole("digits", train=100, normalize=normalize).train_stream[0].dataset
         blurred = blur(clear.batch(range(100))[0], None, None, factor=2)[0]
         still = stream.train_stream[0].dataset.eval().batch(range(100))[0]
@@ -323,7 +329,7 @@ class TestStreams:
         assert shifted.min() >= black - 1e-6
 
     def test_recovery_impairs_train_and_test_alike(self):
-        stream = recovery("label_permutation", "digits", train=100, test=50, seed=3)
+        stream = deficit_then_clear("label_permutation", "digits", train=100, test=50, seed=3)
         shown = [
             {(int(a), int(b)) for a, b in zip(e[0].dataset.targets, e[1].dataset.targets, strict=True)}
             for e in (stream.train_stream, stream.test_stream)

@@ -104,7 +104,7 @@ def test_augmentation_is_for_training_alone():
 
 def test_pixels_are_shared_between_subsets():
     whole = images()
-    part = whole.some(torch.tensor([3, 1]))
+    part = whole.subset(torch.tensor([3, 1]))
     assert part.pixels.data_ptr() == whole.pixels.data_ptr()
     assert torch.equal(part.batch(torch.tensor([0])), whole.batch(torch.tensor([3])))
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from avalanche.benchmarks import nc_benchmark
 from avalanche.training.plugins import EvaluationPlugin
+from mas.experiments.loading import load_config
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from mas import PathIntegral, QuadraticPenalty, fisher_importance, mas_importance, mean_moments
-from mas.experiments.loading import load_config
 from mas.experiments.training import rate_factor
 from mas.strategies import MAS, EWCPlugin, OnlineEWCPlugin
 from tests.conftest import assert_same

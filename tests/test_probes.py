@@ -10,6 +10,9 @@ import torch.nn.functional as F
 import yaml
 from avalanche.training import Naive as AvalancheNaive
 from avalanche.training.plugins import EvaluationPlugin
+from mas.experiments.cells import expand
+from mas.experiments.loading import load_config
+from mas.experiments.models import MODELS, mlp, model_for
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -17,10 +20,7 @@ import mas
 from mas.benchmarks import DeficitPlugin, split, whole
 from mas.benchmarks.deficits import noise
 from mas.experiments.cell import run_cell
-from mas.experiments.cells import expand
 from mas.experiments.errors import UserError
-from mas.experiments.loading import load_config
-from mas.experiments.models import MODELS, mlp, model_for
 from mas.experiments.training import make_strategy
 from mas.strategies import MAS, PROBES, SI, Joint, Naive, ProbePlugin, Replay, Schedule
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from mas.experiments.loading import load_config
 from scipy.stats import ttest_rel
 
-from mas.experiments.loading import load_config
 from tests.results import critical
 from tests.results.page import final_acc, page
 

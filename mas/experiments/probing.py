@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from mas.benchmarks import DeficitPlugin, as_dataset, impaired, make_deficit
+from mas.benchmarks import DeficitPlugin, apply_deficit, as_dataset, make_deficit
 from mas.benchmarks.images import Images
 from mas.experiments.config.schema import ProbeOptions, ScheduledDeficit
 from mas.experiments.record import ProbeRow
@@ -106,7 +106,7 @@ class _Views:
         key = (number, name)
         if key not in self.made:
             x, y, task = clear.eval().batch(range(len(clear)))
-            seen = impaired(Images(x, y), self._deficit(), stream_seed(self.seed, "probe", *key))
+            seen = apply_deficit(Images(x, y), self._deficit(), stream_seed(self.seed, "probe", *key))
             self.made[key] = as_dataset(seen, int(task[0]))
         return self.made[key]
 

@@ -18,7 +18,7 @@ from mas.experiments.continual import penalty_of, tune
 from mas.experiments.errors import BLOW_UPS, DivergedError
 from mas.experiments.probing import CellProbe, make_deficit_plugin, make_probes
 from mas.experiments.record import Outcome, StrengthTry
-from mas.measuring import measuring
+from mas.state import preserving_state
 from mas.strategies import Joint, ProbePlugin
 
 
@@ -134,7 +134,7 @@ def _test(strategy: Any, stream: Any) -> list[float]:
     """Return the accuracy on each experience of a stream."""
     accuracies = next(p for p in strategy.plugins if isinstance(p, _Accuracies))
     accuracies.found = []
-    with measuring(strategy.model):
+    with preserving_state(strategy.model):
         strategy.eval(stream, pin_memory=False)
     return accuracies.found
 

@@ -39,7 +39,7 @@ def _repeats_samples_only(a: Arguments) -> bool:
 def _rule(weight: Gradient, *conditions: Callable[[Arguments], bool], **more: Any) -> Rule:
     return Rule(
         weight=weight,
-        located_by="output",
+        sample_axis_from="output",
         free_axes=lambda a, ndim: ndim,
         applies=lambda a: all(condition(a) for condition in (_spread_along_samples, *conditions)),
         **more,

@@ -14,7 +14,7 @@ from torch import Tensor
 Cell = Callable[[Tensor, list[Tensor], Sequence[Tensor], Tensor | None], list[Tensor]]
 
 
-def opened(function: Any) -> Any:
+def open_dataset(function: Any) -> Any:
     """Copy a Python function of torch so that calls within it are seen by torch function modes.
 
     Such a function first offers itself, whole, to the modes that are active; the copy does not.
@@ -123,7 +123,7 @@ def _padded(convolution: Callable[..., Tensor]) -> Callable[..., Any]:
 
 
 EXPANSIONS: dict[Any, Callable[..., Any]] = {
-    F.multi_head_attention_forward: opened(F.multi_head_attention_forward),
+    F.multi_head_attention_forward: open_dataset(F.multi_head_attention_forward),
     **{convolution: _padded(convolution) for convolution in (F.conv1d, F.conv2d, F.conv3d)},
     torch.lstm: _layers(_lstm_cell),
     torch.gru: _layers(_gru_cell),

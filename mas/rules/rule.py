@@ -26,7 +26,7 @@ class Rule:
             and "bias", the data "input".
         weight: per-sample gradient of the argument "weight".
         bias: per-sample gradient of the argument "bias".
-        located_by: whose shape shows where the samples are, the "input" or the "output".
+        sample_axis_from: whose shape shows where the samples are, the "input" or the "output".
         free_axes: how many leading axes, of that one, may be the sample axis.
         applies: whether the closed forms cover these arguments.
         add_weight_moment: adds Σ_n |g_n| or Σ_n g_n² of the weight to a total without the per-sample
@@ -40,7 +40,7 @@ class Rule:
     names: tuple[str, ...]
     weight: Gradient
     bias: Gradient = lambda g, a: g.clone()
-    located_by: Literal["input", "output"] = "input"
+    sample_axis_from: Literal["input", "output"] = "input"
     free_axes: Callable[[Arguments, int], int] = lambda a, ndim: 1
     applies: Callable[[Arguments], bool] = lambda a: True
     add_weight_moment: Callable[[Tensor, Tensor, Arguments, str], bool] = lambda total, g, a, moment: False

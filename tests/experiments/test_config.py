@@ -4,15 +4,15 @@ import inspect
 from pathlib import Path
 
 import pytest
+from mas.experiments.cells import expand
+from mas.experiments.loading import load_config
+from mas.experiments.source import Source
 
 import mas.strategies
 from mas.benchmarks import data_root
-from mas.experiments.cells import expand
 from mas.experiments.config import STRATEGY_MODELS, resolved
 from mas.experiments.errors import UserError
-from mas.experiments.loading import load_config
 from mas.experiments.seeds import stream_seed
-from mas.experiments.source import Source
 from mas.strategies import STRATEGIES
 
 GOOD = """\

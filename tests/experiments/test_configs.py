@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-
 from mas.experiments.cells import every_cell
 from mas.experiments.loading import load_config
 from mas.experiments.run import run_experiment
+
 from tests.data import make_folder, real
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("configs/*.yaml"))
@@ -58,9 +58,8 @@ def test_the_papers_sequences_run_on_small_folders(name, tmp_path, monkeypatch):
 
 def test_pretrained_weights_are_torchvisions_own(monkeypatch):
     """No weights can be downloaded here: what torchvision would load is put in its place."""
-    from torchvision.models import AlexNet_Weights, alexnet
-
     from mas.experiments.models import build_model
+    from torchvision.models import AlexNet_Weights, alexnet
 
     asked = []
     state = {key: torch.full_like(value, 0.25) for key, value in alexnet().state_dict().items()}

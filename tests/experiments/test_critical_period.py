@@ -10,21 +10,21 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from mas.experiments.cells import Cell, every_cell, expand
+from mas.experiments.consolidated_deficit import scores_of
+from mas.experiments.critical_period import curves, explained, needs_control, runs
+from mas.experiments.loading import load_config
+from mas.experiments.probed import TOTAL, deficit_plugin, fisher_traces, probes_table, rows_of, shift, trace_table
+from mas.experiments.report.probed import stream_section
+from mas.experiments.run import run_experiment
 from scipy import stats
 
 from mas.benchmarks import whole
 from mas.experiments import cell as cell_module
 from mas.experiments.cell import run_cell
-from mas.experiments.cells import Cell, every_cell, expand
-from mas.experiments.consolidated_deficit import scores_of
-from mas.experiments.critical_period import curves, explained, needs_control, runs
 from mas.experiments.errors import UserError
-from mas.experiments.loading import load_config
-from mas.experiments.probed import TOTAL, deficit_plugin, fisher_traces, probes_table, rows_of, shift, trace_table
 from mas.experiments.report import write_report
-from mas.experiments.report.probed import stream_section
 from mas.experiments.results import Results, read_folder, read_results
-from mas.experiments.run import run_experiment
 from mas.experiments.seeds import stream_seed
 from mas.experiments.store import Store
 from mas.experiments.training import rate_factor
@@ -40,7 +40,7 @@ CRITICAL: dict[str, Any] = {
     "removal": [0, 1, 3],
     "window": {"length": 2, "onsets": [0, 1]},
     "trace": {"end": 3},
-    "selectivity": [{"name": "flip"}],
+    "other_deficits": [{"name": "flip"}],
     "seeds": 2,
 }
 ANNEALED = {"training": CRITICAL["training"] | {"schedule": {"name": "exponential", "decay": 0.5}}}
@@ -256,7 +256,7 @@ class TestConsolidated:
             *(f"{name}_{n}" for n in (1, 2) for name in ("naive", "mas-0", "mas-10", "ewc-5")),
         ]
         assert settings["clear"]["benchmark"]["stream"] == "whole"
-        assert settings["mas-10_2"]["benchmark"]["stream"] == "recovery"
+        assert settings["mas-10_2"]["benchmark"]["stream"] == "deficit_then_clear"
         assert settings["mas-10_2"]["training"]["epochs"] == [2, 2]
         assert settings["mas-10_2"]["strategy"]["lam"] == 10.0
         assert settings["mas-10_1"]["training"]["epochs"] == [1, 2]
@@ -344,7 +344,7 @@ def test_a_report_is_made_of_what_is_finished(load, tmp_path, gone):
 
 
 def test_what_is_no_longer_asked_for_goes_from_the_folder(load, tmp_path):
-    folder, fewer = tmp_path / "run", ("trace=null", "selectivity=[]", "seeds=1")
+    folder, fewer = tmp_path / "run", ("trace=null", "other_deficits=[]", "seeds=1")
     run_experiment(load(CRITICAL | ANNEALED, *fewer), folder, workers=1)
     for changes in (fewer, (*fewer, "removal=[]")):
         config = load(CRITICAL | ANNEALED, *changes)
@@ -360,7 +360,7 @@ def test_law_11_a_run_that_blows_up_is_diverged_whatever_looks_at_it(load, tmp_p
     probes.append({"name": "information", "beta": 0.1, "prior_std": 1, "unit": "iterations"})
     config = load(
         CRITICAL | {"trace": {"end": 3, "probes": probes}},
-        *("training.lr=1e30", "model.norm=none", "seeds=1", "window=null", "selectivity=[]"),
+        *("training.lr=1e30", "model.norm=none", "seeds=1", "window=null", "other_deficits=[]"),
     )
     outcome = run_experiment(config, tmp_path / "run", workers=1)
     assert not outcome.failed
@@ -463,7 +463,7 @@ def test_law_10_agem_draws_from_the_cells_seed(load):
 
 
 def test_law_9_workers_cannot_matter(load, tmp_path):
-    small = CRITICAL | {"removal": [0, 1], "selectivity": [], "window": None, "trace": {"end": 1}, "seeds": 1}
+    small = CRITICAL | {"removal": [0, 1], "other_deficits": [], "window": None, "trace": {"end": 1}, "seeds": 1}
     config = load(small)
     one, two = (run_experiment(config, tmp_path / str(n), workers=n).results.records for n in (1, 2))
     assert [r["probes"] for r in one] == [r["probes"] for r in two]
@@ -556,11 +556,11 @@ MISTAKES = [
     (CRITICAL, ["deficit.factor=9"], "deficit: blur: factor is 9; images of 8x8 pixels allow 1 to 8"),
     (CRITICAL, ["deficit.name=blurr"], "found 'blurr', did you mean 'blur'?; allowed: blur, flip"),
     (CRITICAL, ["deficit.fctor=2"], "deficit.fctor: unknown key, did you mean 'factor'?; allowed: label, name, factor"),
-    (CRITICAL, ["selectivity.0.name=blur"], "found 'blur', which is the deficit; add a label"),
-    (CRITICAL, ["selectivity=[{name: flip}, {name: flip}]"], "found a second 'flip'; add a label of its own"),
-    (CRITICAL, ["selectivity=[{name: missing_channel}]"], "missing_channel: channel is 0; images of 1 channel"),
+    (CRITICAL, ["other_deficits.0.name=blur"], "found 'blur', which is the deficit; add a label"),
+    (CRITICAL, ["other_deficits=[{name: flip}, {name: flip}]"], "found a second 'flip'; add a label of its own"),
+    (CRITICAL, ["other_deficits=[{name: missing_channel}]"], "missing_channel: channel is 0; images of 1 channel"),
     (CRITICAL, ["removal=[]"], "deficits side by side need removal"),
-    (CRITICAL, ["removal=[]", "window=null", "trace=null", "selectivity=[]"], "give removal, window or trace"),
+    (CRITICAL, ["removal=[]", "window=null", "trace=null", "other_deficits=[]"], "give removal, window or trace"),
     (CRITICAL, ["window.onset=[0]"], "window.onset: unknown key, did you mean 'onsets'?; allowed: length, onsets"),
     (CRITICAL, ["window=3"], "window: found 3; allowed: a map with length, onsets"),
     (CRITICAL, ["deficit=blur"], "deficit: found 'blur'; allowed: a map, such as {name: ...}"),
@@ -580,8 +580,12 @@ MISTAKES = [
     (CRITICAL, ["training.schedule={name: cosin}"], "found 'cosin', did you mean 'cosine'?; allowed: exponential"),
     (CRITICAL, ["training.batch_size=59"], "found 59, which leaves a last batch of 1 of 60 images, too few for BatchN"),
     (CRITICAL, ["deficit.label=clear"], "deficit.label: found 'clear'; allowed: one that does not begin with clear or"),
-    (CRITICAL, ["selectivity.0.label=Control-2"], "selectivity[0].label: found 'Control-2'; allowed: one that does"),
-    (CRITICAL, ["selectivity.0.label=Blur"], "found 'blur', which is the deficit; add a label"),
+    (
+        CRITICAL,
+        ["other_deficits.0.label=Control-2"],
+        "other_deficits[0].label: found 'Control-2'; allowed: one that does",
+    ),
+    (CRITICAL, ["other_deficits.0.label=Blur"], "found 'blur', which is the deficit; add a label"),
     (
         CRITICAL,
         ["trace.probes=[{name: loss, data: [train, train]}]"],
@@ -601,7 +605,7 @@ MISTAKES = [
     (TestOverAStream.STREAM, ["deficit={name: blur, end: 9}"], "past the end of training after 4 epochs"),
     (
         TestOverAStream.STREAM,
-        ["benchmark={stream: recovery, dataset: digits, deficit: {name: blur, label: b}}"],
+        ["benchmark={stream: deficit_then_clear, dataset: digits, deficit: {name: blur, label: b}}"],
         "benchmark.deficit.label: unknown key; allowed: name, factor, ",
     ),
     (TestOverAStream.STREAM, ["deficit={name: blur, start: 3, end: 2}"], "give 0 <= start < end"),
@@ -651,7 +655,7 @@ def test_a_blurred_youth_is_never_quite_made_up_for(tmp_path):
 
 
 def test_a_damaged_cell_is_one_clear_line(load, tmp_path):
-    config = load(CRITICAL | {"removal": [0, 1], "selectivity": [], "window": None, "trace": None, "seeds": 1})
+    config = load(CRITICAL | {"removal": [0, 1], "other_deficits": [], "window": None, "trace": None, "seeds": 1})
     run_experiment(config, tmp_path / "run", workers=1)
     path = tmp_path / "run" / "cells" / "clear_2-seed0.json"
     record = json.loads(path.read_text())

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from mas.experiments.cells import Cell, expand
+from mas.experiments.loading import load_config
+from mas.experiments.models import MODELS, GrowingHead, build_model, model_for
 from torch import nn
 
 from mas.benchmarks import split
 from mas.experiments.cell import run_cell
-from mas.experiments.cells import Cell, expand
-from mas.experiments.loading import load_config
-from mas.experiments.models import MODELS, GrowingHead, build_model, model_for
 from mas.strategies import STRATEGIES
 
 SMALL = {

@@ -8,31 +8,18 @@ import subprocess
 import sys
 import warnings
 
+import mas.experiments.models
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
 from avalanche.training.plugins import ReplayPlugin, SupervisedPlugin
-from scipy import stats
-from torch import nn
-
-import mas.experiments.models
-from mas.benchmarks import split
-from mas.experiments import cell as cell_module
-from mas.experiments.cell import build_strategy, run_cell
 from mas.experiments.cells import expand
-from mas.experiments.config import resolved
-from mas.experiments.errors import UserError
 from mas.experiments.loading import load_config
 from mas.experiments.models import MultiHead, build_model
-from mas.experiments.report import pages, write_report
 from mas.experiments.report.forgetting import draw_figures, table_rows, write_forgetting_report
-from mas.experiments.results import Results, read_results
 from mas.experiments.run import default_workers, run_experiment
-from mas.experiments.seeds import stream_seed
-from mas.experiments.statistics import mean_and_interval
-from mas.experiments.store import Store, environment
 from mas.experiments.summary import (
     best_label,
     comparison_table,
@@ -41,6 +28,19 @@ from mas.experiments.summary import (
     scores_table,
     summary_table,
 )
+from scipy import stats
+from torch import nn
+
+from mas.benchmarks import split
+from mas.experiments import cell as cell_module
+from mas.experiments.cell import build_strategy, run_cell
+from mas.experiments.config import resolved
+from mas.experiments.errors import UserError
+from mas.experiments.report import pages, write_report
+from mas.experiments.results import Results, read_results
+from mas.experiments.seeds import stream_seed
+from mas.experiments.statistics import mean_and_interval
+from mas.experiments.store import Store, environment
 from tests.data import make_folder
 
 TEXT = """\

@@ -5,20 +5,20 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from mas.experiments.cells import Cell, expand, tries_of
+from mas.experiments.loading import load_config
+from mas.experiments.report.forgetting import tried_rows
+from mas.experiments.run import run_experiment
+from mas.experiments.selection import best, candidates, penalty_of, tune
 
 from mas.benchmarks import split
 from mas.experiments import cell as cell_module
 from mas.experiments.cell import build_strategy, run_cell
-from mas.experiments.cells import Cell, expand, tries_of
 from mas.experiments.config import STRATEGY_MODELS
 from mas.experiments.errors import UserError
-from mas.experiments.loading import load_config
 from mas.experiments.report import write_report
-from mas.experiments.report.forgetting import tried_rows
 from mas.experiments.results import read_results
-from mas.experiments.run import run_experiment
 from mas.experiments.seeds import stream_seed
-from mas.experiments.selection import best, candidates, penalty_of, tune
 from mas.experiments.store import Store
 from mas.strategies import STRATEGIES, ImportancePlugin
 

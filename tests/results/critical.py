@@ -5,9 +5,9 @@ from typing import Any
 
 import pandas as pd
 import yaml
-
 from mas.experiments.loading import load_config
 from mas.experiments.report.probed import Section, introduction, sections_of
+
 from mas.information import share_shift
 from tests.bench.page import table
 from tests.results.page import machine

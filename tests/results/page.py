@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 import yaml
-
 from mas.experiments.report.forgetting import tried_rows
 from mas.experiments.report.pages import percent
+
 from tests.bench.page import table
 
 Run = dict[str, Any]

@@ -65,5 +65,5 @@ def _settings(config: ConsolidatedDeficit, variant: Variant) -> CellSettings:
 
 def _recovery(config: ConsolidatedDeficit) -> StreamOptions:
     """Return the config's stream as two experiences, impaired and clear."""
-    options = config.benchmark.arguments() | {"stream": "recovery", "deficit": config.deficit.spec()}
-    return STREAM_MODELS["recovery"].model_validate(options)  # type: ignore[return-value]
+    options = config.benchmark.arguments() | {"stream": "deficit_then_clear", "deficit": config.deficit.spec()}
+    return STREAM_MODELS["deficit_then_clear"].model_validate(options)  # type: ignore[return-value]

@@ -48,7 +48,7 @@ class CriticalPeriod(Experiment):
     removal: Epochs = Field(default=[])  # epochs at which the deficit ends; training.epochs clear ones follow
     window: Window | None = None
     trace: Trace | None = None
-    selectivity: list[AnyDeficit] = Field(default=[])  # other deficits beside it
+    other_deficits: list[AnyDeficit] = Field(default=[])  # other deficits beside it
     control: Literal["lr_matched"] = "lr_matched"  # for each removal, unless the learning rate is constant
 
     @property
@@ -71,8 +71,8 @@ def check(config: CriticalPeriod, source: Source) -> None:
     """Raise UserError for what the types cannot say."""
     if not (config.removal or config.window or config.trace):
         raise UserError(f"{source.where(())}: nothing to show; give removal, window or trace")
-    if config.selectivity and not config.removal:
-        raise UserError(f"{source.where(('selectivity',))}: deficits side by side need removal: [...]; add it")
+    if config.other_deficits and not config.removal:
+        raise UserError(f"{source.where(('other_deficits',))}: deficits side by side need removal: [...]; add it")
     _check_deficits(config, source)
     check_one_length(config.training.epochs, source)
     titles = [probe.title() for probe in config.probes]
@@ -83,11 +83,11 @@ def check(config: CriticalPeriod, source: Source) -> None:
 
 
 def _check_deficits(config: CriticalPeriod, source: Source) -> None:
-    titles = [deficit.title() for deficit in config.selectivity]
-    check_titles(("selectivity",), titles, source)
+    titles = [deficit.title() for deficit in config.other_deficits]
+    check_titles(("other_deficits",), titles, source)
     folded, own = [title.casefold() for title in titles], config.deficit.title()
     if own.casefold() in folded:
-        where = source.where(("selectivity", folded.index(own.casefold())))
+        where = source.where(("other_deficits", folded.index(own.casefold())))
         raise UserError(f"{where}: found {own!r}, which is the deficit; add a label of its own")
 
 

@@ -86,7 +86,7 @@ def _removal_epochs(config: CriticalPeriod) -> list[int]:
 
 
 def _removal_points(config: CriticalPeriod) -> Iterator[Point]:
-    for deficit in (config.deficit, *config.selectivity):
+    for deficit in (config.deficit, *config.other_deficits):
         title = deficit.title()
         for epoch in _removal_epochs(config):
             yield Point("removal", title, epoch, removed_run(config, title, epoch), clear_run(config))
@@ -121,7 +121,7 @@ def _settings(config: CriticalPeriod, run: Run) -> CellSettings:
 
 
 def _scheduled(config: CriticalPeriod, run: Run) -> ScheduledDeficit | None:
-    for deficit in (config.deficit, *config.selectivity):
+    for deficit in (config.deficit, *config.other_deficits):
         if deficit.title() == run.deficit:
             options = deficit.spec() | {"start": run.start, "end": run.end}
             return SCHEDULED_DEFICIT_MODELS[deficit.name].model_validate(options)  # type: ignore[return-value]

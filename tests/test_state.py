@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mas import mas_importance
-from mas.measuring import measuring
+from mas.state import preserving_state
 from tests.conftest import assert_same
 
 WAIT = 0.5  # seconds; the most that a thread waits for one that rightly cannot come
@@ -81,7 +81,7 @@ def test_two_threads_that_measure_one_model_get_the_right_numbers(wrap):
 
 def test_two_threads_that_measure_different_models_leave_the_random_streams_alone():
     def draw(model, wait):
-        with measuring(model):
+        with preserving_state(model):
             torch.rand(3), np.random.rand(3), random.random()  # noqa: S311 - no secret
             wait()
 
@@ -95,8 +95,8 @@ def test_two_threads_that_measure_different_models_leave_the_random_streams_alon
 
 def test_blocks_may_be_nested_and_mixed():
     def nested():
-        with measuring(model), measuring(other), measuring(nn.DataParallel(model)):
-            with measuring(model):
+        with preserving_state(model), preserving_state(other), preserving_state(nn.DataParallel(model)):
+            with preserving_state(model):
                 seen.append(model.training)
             seen.append(model.training)
 
@@ -111,7 +111,7 @@ def test_blocks_may_be_nested_and_mixed():
 
 def test_a_block_that_raises_lets_the_next_thread_in():
     def fails(wait):
-        with pytest.raises(ValueError, match="on purpose"), measuring(model):
+        with pytest.raises(ValueError, match="on purpose"), preserving_state(model):
             raise ValueError("on purpose")
 
     model, x, found = network(), torch.ones(2, 4).double(), []
@@ -122,6 +122,6 @@ def test_a_block_that_raises_lets_the_next_thread_in():
 
 def test_models_that_were_measured_can_still_be_copied_and_pickled():
     model = network()
-    with measuring(model):
+    with preserving_state(model):
         twin = pickle.loads(pickle.dumps(copy.deepcopy(model)))  # noqa: S301 - made here
     assert not twin.training

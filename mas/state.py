@@ -17,7 +17,7 @@ _LOCK = threading.RLock()
 
 
 @contextmanager
-def measuring(model: nn.Module) -> Iterator[nn.Module]:
+def preserving_state(model: nn.Module) -> Iterator[nn.Module]:
     """Put ``model`` in eval mode for the length of a ``with`` block and leave no trace of it.
 
     Afterwards the train/eval mode of every submodule, every buffer and every global random
@@ -30,7 +30,7 @@ def measuring(model: nn.Module) -> Iterator[nn.Module]:
     random stream, outside of a block.
 
     >>> layer = nn.Dropout().train()
-    >>> with measuring(layer):
+    >>> with preserving_state(layer):
     ...     layer.training
     False
     >>> layer.training
@@ -66,14 +66,14 @@ def _preserved(model: nn.Module) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-def bare(model: nn.Module) -> nn.Module:
+def unwrap_model(model: nn.Module) -> nn.Module:
     """Give the model inside of `torch.compile`, `nn.DataParallel` or DistributedDataParallel."""
     inner: Any = model
     while not isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
         if not isinstance(getattr(inner, "_orig_mod", None), nn.Module):
             return inner
         inner = inner._orig_mod
-    return bare(inner.module)
+    return unwrap_model(inner.module)
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -82,7 +82,7 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     >>> list(named_parameters(nn.DataParallel(nn.Linear(1, 1))))
     ['weight', 'bias']
     """
-    return {name.replace("_orig_mod.", ""): p for name, p in bare(model).named_parameters()}
+    return {name.replace("_orig_mod.", ""): p for name, p in unwrap_model(model).named_parameters()}
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:
