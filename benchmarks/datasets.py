@@ -8,24 +8,21 @@ import inspect
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from annotated_types import Gt, Lt
 from pydantic import ConfigDict, ValidationError, validate_call
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from mas.annotations import Count, OpenFraction
 from mas.benchmarks.folders import DataError, Tree, find_tree, read_images
 from mas.benchmarks.images import Images, Pair
 from mas.benchmarks.loading import AVALANCHE, both, data_root, of_files, open_dataset, pixels_of
 from mas.imports import IMPORT, check_options, import_function
 
-Size = Annotated[int, Gt(0)]
-Share = Annotated[float, Gt(0), Lt(1)]
 
-
-def digits(train: Size | None = None, test: Size = 360, writers: Literal["mixed", "apart"] = "mixed") -> Pair:
+def digits(train: Count | None = None, test: Count = 360, writers: Literal["mixed", "apart"] = "mixed") -> Pair:
     """Handwritten digits, 8x8 grey, 10 classes, 1,437 train and 360 test images (comes with scikit-learn).
 
     scikit-learn gives no split of its own; the one here is fixed and the same for every seed. Images
@@ -98,13 +95,13 @@ def omniglot() -> Pair:
     return Images(x[~test], y[~test]), Images(x[test], y[test])
 
 
-def flowers102(size: Size = 224) -> Pair:
+def flowers102(size: Count = 224) -> Pair:
     """Flowers-102: flowers in the wild, colour, 102 classes, 2,040 / 6,149 images (Nilsback 2008)."""
     train, more = (open_dataset("Flowers102", {"split": part}) for part in ("train", "val"))
     return of_files(train, more, test=open_dataset("Flowers102", {"split": "test"}), size=size)
 
 
-def stanford_cars(size: Size = 224) -> Pair:
+def stanford_cars(size: Count = 224) -> Pair:
     """Stanford Cars: models of cars, colour, 196 classes, 8,144 / 8,041 images (Krause 2013)."""
     return of_files(
         open_dataset("StanfordCars", {"split": "train"}),
@@ -113,25 +110,25 @@ def stanford_cars(size: Size = 224) -> Pair:
     )
 
 
-def fgvc_aircraft(size: Size = 224) -> Pair:
+def fgvc_aircraft(size: Count = 224) -> Pair:
     """FGVC-Aircraft: variants of aircraft, colour, 100 classes, 6,667 / 3,333 images (Maji 2013)."""
     train, test = (open_dataset("FGVCAircraft", {"split": part}) for part in ("trainval", "test"))
     return of_files(train, test=test, size=size)
 
 
-def cub200(size: Size = 224) -> Pair:
+def cub200(size: Count = 224) -> Pair:
     """CUB-200-2011: birds, colour, 200 classes, 5,994 / 5,794 images (Wah 2011)."""
     train, test = (open_dataset("CUB200", {"train": part}, AVALANCHE) for part in (True, False))
     return of_files(train, test=test, size=size)
 
 
-def core50(size: Size = 32) -> Pair:
+def core50(size: Count = 32) -> Pair:
     """CORe50: objects held in a hand, colour, 50 classes, 119,894 / 44,972 images (Lomonaco 2017)."""
     train, test = (open_dataset("CORe50Dataset", {"train": part, "mini": True}, AVALANCHE) for part in (True, False))
     return of_files(train, test=test, size=size)
 
 
-def tiny_imagenet(size: Size = 64) -> Pair:
+def tiny_imagenet(size: Count = 64) -> Pair:
     """Tiny-ImageNet: objects and animals, 64x64 colour, 200 classes, 100,000 / 10,000 images (Le and Yang 2015)."""
     train, test = (open_dataset("TinyImagenet", {"train": part}, AVALANCHE) for part in (True, False))
     return of_files(train, test=test, size=size)
@@ -141,8 +138,8 @@ def image_folder(
     path: str,
     test: str | None = None,
     split_file: str | None = None,
-    test_share: Share = 0.2,
-    size: Size = 64,
+    test_share: OpenFraction = 0.2,
+    size: Count = 64,
 ) -> Pair:
     """Your own images: a folder or zip with a folder for each class, or train and test (val) folders of them.
 

@@ -12,18 +12,17 @@ import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt, Le
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
+from mas.annotations import Count, Decay, NonNegativeInt
 from mas.benchmarks.images import Images
 from mas.imports import IMPORT, check_options, import_function
 
-Count = Annotated[int, Gt(0)]
 Batch = tuple[Tensor, Tensor]
 Deficit = Callable[[Tensor, Tensor, torch.Generator], Batch]
 DeficitSpec = str | dict[str, Any] | Deficit
@@ -97,7 +96,7 @@ def occlusion(
     y: Tensor,
     generator: torch.Generator,
     *,
-    share: Annotated[float, Gt(0), Le(1)] = 0.5,
+    share: Decay = 0.5,
     place: Literal["centre", "random"] = "centre",
 ) -> Batch:
     """Occlusion: zeros in a rectangle of ``share`` of each side, in the centre or anywhere, image by image."""
@@ -110,7 +109,7 @@ def occlusion(
     return x.masked_fill(hidden, 0.0), y
 
 
-def missing_channel(x: Tensor, y: Tensor, generator: torch.Generator, *, channel: Annotated[int, Ge(0)] = 0) -> Batch:
+def missing_channel(x: Tensor, y: Tensor, generator: torch.Generator, *, channel: NonNegativeInt = 0) -> Batch:
     """Missing channel: zeros in one channel of each image, as in a colour that is not seen."""
     channels = _of_images(x, "missing_channel").shape[1]
     if channels < 2 or not 0 <= channel < channels:

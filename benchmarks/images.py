@@ -231,7 +231,7 @@ def channel_statistics(images: Images) -> tuple[Tensor, Tensor]:
     return mean.float()[:, None, None], deviation.float()[:, None, None]
 
 
-def flip(x: Tensor) -> Tensor:
+def random_flip(x: Tensor) -> Tensor:
     """Mirror each image or not, at random."""
     return torch.where((torch.rand(len(x), 1, 1, 1) < 0.5).to(x.device), x, x.flip(-1))
 
@@ -248,12 +248,12 @@ def crop(x: Tensor, margin: int = 4) -> Tensor:
 
 def crop_and_flip(x: Tensor) -> Tensor:
     """Do both."""
-    return flip(crop(x))
+    return random_flip(crop(x))
 
 
 AUGMENTATIONS: dict[str, Transform | None] = {
     "none": None,
-    "flip": flip,
+    "flip": random_flip,
     "crop": crop,
     "crop_flip": crop_and_flip,
 }

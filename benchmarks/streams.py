@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt, Lt, MinLen
+from annotated_types import MinLen
 from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline
 from avalanche.benchmarks.scenarios.task_aware import with_task_labels
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import rotate
 
+from mas.annotations import Count, NonNegativeInt, PartialShare
 from mas.benchmarks.datasets import hold_out, load_dataset
 from mas.benchmarks.deficits import DeficitSpec, apply_deficit, make_deficit
 from mas.benchmarks.images import AUGMENTATIONS, Images, Pair, as_dataset, channel_statistics
@@ -23,17 +24,14 @@ from mas.benchmarks.images import AUGMENTATIONS, Images, Pair, as_dataset, chann
 Scenario = Literal["task", "domain", "class"]
 Augment = Literal["none", "flip", "crop", "crop_flip"]
 DatasetSpec = str | dict[str, Any]
-Share = Annotated[float, Ge(0), Lt(1)]
-Count = Annotated[int, Gt(0)]
-Pixels = Annotated[int, Ge(0)]
 
 
 def split(
     dataset: DatasetSpec = "digits",
     experiences: Count | list[Count] = 5,
     scenario: Scenario = "domain",
-    class_order: Literal["fixed", "random"] | list[Annotated[int, Ge(0)]] = "random",
-    validation: Share = 0.0,
+    class_order: Literal["fixed", "random"] | list[NonNegativeInt] = "random",
+    validation: PartialShare = 0.0,
     normalize: bool = True,
     augment: Augment = "none",
     seed: int = 0,
@@ -78,7 +76,7 @@ def permuted(
     experiences: Count = 10,
     scenario: Scenario = "domain",
     first: Literal["plain", "permuted"] = "plain",
-    validation: Share = 0.0,
+    validation: PartialShare = 0.0,
     normalize: bool = True,
     seed: int = 0,
 ) -> Any:
@@ -105,7 +103,7 @@ def rotated(
     experiences: Count = 5,
     scenario: Scenario = "domain",
     angles: Literal["even", "random"] | list[float] = "even",
-    validation: Share = 0.0,
+    validation: PartialShare = 0.0,
     normalize: bool = True,
     seed: int = 0,
 ) -> Any:
@@ -133,7 +131,7 @@ def rotated(
 def instances(
     dataset: DatasetSpec = "digits",
     experiences: Count = 5,
-    validation: Share = 0.0,
+    validation: PartialShare = 0.0,
     normalize: bool = True,
     augment: Augment = "none",
     seed: int = 0,
@@ -158,8 +156,8 @@ def whole(
     dataset: DatasetSpec = "digits",
     train: Count | None = None,
     test: Count | None = None,
-    pad: Pixels = 0,
-    validation: Share = 0.0,
+    pad: NonNegativeInt = 0,
+    validation: PartialShare = 0.0,
     normalize: bool = True,
     augment: Augment = "none",
     seed: int = 0,
@@ -180,8 +178,8 @@ def deficit_then_clear(
     dataset: DatasetSpec = "digits",
     train: Count | None = None,
     test: Count | None = None,
-    pad: Pixels = 0,
-    validation: Share = 0.0,
+    pad: NonNegativeInt = 0,
+    validation: PartialShare = 0.0,
     normalize: bool = True,
     augment: Augment = "none",
     seed: int = 0,
@@ -203,7 +201,7 @@ def deficit_then_clear(
 def sequence(
     datasets: Annotated[list[DatasetSpec], MinLen(1)],
     size: Count | None = None,
-    validation: Share = 0.0,
+    validation: PartialShare = 0.0,
     normalize: bool = True,
     augment: Augment = "none",
     seed: int = 0,

@@ -50,6 +50,21 @@ def run_forward(model: nn.Module, batch: Batch) -> Any:
     )
 
 
+def labels_of(batch: Batch, what: str) -> Tensor:
+    """Return the labels y of a batch ``(x, y, ...)``.
+
+    Args:
+        batch: a tuple or list.
+        what: that needs them, for the message.
+
+    Raises:
+        ValueError: the batch has no labels.
+    """
+    if isinstance(batch, Tensor) or len(batch) < 2:
+        raise ValueError(f"{what} needs batches of (x, y); got unlabelled ones")
+    return batch[1]
+
+
 def has_samples(leaf: Any, size: int) -> bool:
     """Tell whether the first axis of a part of a batch counts its ``size`` samples."""
     return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == size

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mas.batches import Batch, Forward, run_forward, with_samples
+from mas.batches import Batch, Forward, labels_of, run_forward, with_samples
 from mas.finite import check_output, check_weights
 from mas.importance import Labels, fisher_importance
 from mas.state import named_parameters, preserving_state, unwrap_model
@@ -269,12 +269,11 @@ def _values(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
 def _accuracy(model: nn.Module, batches: Iterable[Batch], forward: Forward) -> float:
     right = seen = 0
     for batch in with_samples(batches):
-        if isinstance(batch, Tensor) or len(batch) < 2:
-            raise ValueError("accuracy needs batches of (x, y); got unlabelled ones")
+        y = labels_of(batch, "accuracy")
         output = forward(unwrap_model(model), batch)
         check_output(output, "the network has diverged, or the noise on its weights is too large")
         answers = output.argmax(1)
-        right += int((answers == batch[1].to(answers.device)).sum())
+        right += int((answers == y.to(answers.device)).sum())
         seen += len(answers)
     if not seen:
         raise ValueError("batches gave no sample; give a list of batches, which can be gone through again")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from mas.batches import Batch, Forward, batch_size, run_forward, with_samples
+from mas.batches import Batch, Forward, batch_size, labels_of, run_forward, with_samples
 from mas.finite import check_finite, check_output, check_weights
 from mas.importance import last_layer
 from mas.local import ACTIVATIONS
@@ -203,7 +203,7 @@ def gradient_norm(
             size = batch_size(batch)
             output = (forward or run_forward)(unwrap_model(model), batch)
             check_output(output)
-            value = loss(output, _labels(batch))
+            value = loss(output, labels_of(batch, "the loss"))
             check_finite(value.detach(), "the loss")
             for own, gradient in zip(total, torch.autograd.grad(value, params, allow_unused=True), strict=True):
                 if gradient is not None:
@@ -401,12 +401,6 @@ def _named_calls(model: nn.Module, watch: _Watch) -> Any:
         for hook in hooks:
             hook.remove()
         watch.modules.clear()
-
-
-def _labels(batch: Batch) -> Tensor:
-    if isinstance(batch, Tensor) or len(batch) < 2:
-        raise ValueError("the loss needs batches of (x, y); got unlabelled ones")
-    return batch[1]
 
 
 def _share(which: Tensor) -> float:

@@ -1,10 +1,9 @@
 """Avalanche's own methods beside ours, mended where they are broken, so that ours stand in context."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt
 from avalanche.models import DynamicModule, MultiTaskModule
 from avalanche.training.plugins import AGEMPlugin, ReplayPlugin
 from avalanche.training.plugins import GEMPlugin as AvalancheGEMPlugin
@@ -14,11 +13,8 @@ from avalanche.training.supervised import der
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
+from mas.annotations import Count, NonNegative, Positive
 from mas.strategies.supervised import Naive, as_avalanche, on_plugin
-
-NonNegative = Annotated[float, Ge(0)]
-Positive = Annotated[float, Gt(0)]
-Count = Annotated[int, Gt(0)]
 
 
 class LwFPlugin(AvalancheLwFPlugin):

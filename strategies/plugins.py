@@ -8,14 +8,14 @@ penalty it is made of; those that gather importance while training (SI, RWalk) a
 import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from mas.annotations import Count, Fraction, NonNegative, Positive
 from mas.gradients import Reduction
 from mas.importance import (
     Labels,
@@ -44,10 +44,6 @@ from mas.strategies.samples import (
     task_of,
 )
 
-NonNegative = Annotated[float, Ge(0)]
-Positive = Annotated[float, Gt(0)]
-Fraction = Annotated[float, Ge(0), Le(1)]
-Count = Annotated[int, Gt(0)]
 Accumulate = Literal["sum", "ema", "decay"]
 Parameters = Literal["all", "backbone"]
 Measure = Callable[..., dict[str, Tensor]]

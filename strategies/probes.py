@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt, MinLen
+from annotated_types import MinLen
 from avalanche.training.plugins import SupervisedPlugin
-from torch import Tensor, nn
+from torch import nn
 
-from mas.batches import Batch, Forward, with_samples
+from mas.annotations import Count, NonNegative, Positive
+from mas.batches import Batch, Forward, labels_of, with_samples
 from mas.finite import check_output, check_weights
 from mas.importance import Labels, fisher_importance
 from mas.information import accuracy_information_curve, fisher_trace, information_in_weights
@@ -33,8 +34,6 @@ from mas.plasticity import (
 from mas.state import preserving_state
 from mas.strategies.samples import Data, batches, check_data, data_of_all, forward_for, task_of
 
-Positive = Annotated[float, Gt(0)]
-Count = Annotated[int, Gt(0)]
 Probe = Callable[[nn.Module, Sequence[Batch], Forward], float | Mapping[str, float]]
 
 _BATCH = 500  # samples a probe sees at once
@@ -220,7 +219,7 @@ def noise_curve(
 
 
 def dormant_units_probe(
-    model: nn.Module, batches: Sequence[Batch], forward: Forward, threshold: Annotated[float, Ge(0)] = 0.025
+    model: nn.Module, batches: Sequence[Batch], forward: Forward, threshold: NonNegative = 0.025
 ) -> dict[str, float]:
     """Share of dormant units in each layer, see `mas.dormant_units`."""
     return dormant_units(model, batches, threshold, forward)
@@ -281,7 +280,7 @@ def _answers(model: nn.Module, batches: Sequence[Batch], forward: Forward) -> tu
     check_weights(model)  # a bias of -inf looks like a masked class
     with preserving_state(model), torch.no_grad():
         for batch in with_samples(batches):
-            output, y = forward(model, batch), _labels(batch)
+            output, y = forward(model, batch), labels_of(batch, "this probe")
             check_output(output)
             right += int((output.argmax(1) == y).sum())
             total += float(F.cross_entropy(output.double(), y, reduction="sum"))
@@ -289,9 +288,3 @@ def _answers(model: nn.Module, batches: Sequence[Batch], forward: Forward) -> tu
     if not seen:
         raise ValueError("batches gave no sample; give a list of batches")
     return right, total, seen
-
-
-def _labels(batch: Batch) -> Tensor:
-    if isinstance(batch, Tensor) or len(batch) < 2:
-        raise ValueError("this probe needs batches of (x, y); got unlabelled ones")
-    return batch[1]

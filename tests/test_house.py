@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Each floor may import from those before it, and from its own files.
 FLOORS = [
-    {"batches", "measuring", "finite", "rules"},
+    {"annotations", "imports"},
+    {"batches", "state", "finite", "rules"},
     {"recording", "fallback"},
     {"summing"},
     {"gradients"},

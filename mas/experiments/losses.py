@@ -1,18 +1,16 @@
 """Losses of a classifier by name: functions of (output, labels, options)."""
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-Margin = Annotated[float, Gt(0)]
-Smoothing = Annotated[float, Ge(0), Lt(1)]
+from mas.annotations import PartialShare, Positive
 
 
-def cross_entropy(output: Tensor, y: Tensor, label_smoothing: Smoothing = 0.0) -> Tensor:
+def cross_entropy(output: Tensor, y: Tensor, label_smoothing: PartialShare = 0.0) -> Tensor:
     """Cross-entropy, mean over the batch, in nats.
 
     Classes that a growing head does not have yet, which only evaluation shows, have p = 0.
@@ -30,7 +28,7 @@ def squared_error(output: Tensor, y: Tensor) -> Tensor:
     return (F.pad(output, (0, missing)) - expected).square().sum(1).mean()
 
 
-def multi_margin(output: Tensor, y: Tensor, margin: Margin = 1.0, p: Literal[1, 2] = 1) -> Tensor:
+def multi_margin(output: Tensor, y: Tensor, margin: Positive = 1.0, p: Literal[1, 2] = 1) -> Tensor:
     """Multi-class margin loss, mean over the batch."""
     missing = int(y.max()) + 1 - output.shape[1]
     return F.multi_margin_loss(F.pad(output, (0, max(missing, 0))), y, p=p, margin=margin)

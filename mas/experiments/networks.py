@@ -4,16 +4,16 @@ import importlib
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from annotated_types import Gt
 from avalanche.models import DynamicModule, MultiTaskModule
 from torch import Tensor, nn
 
+from mas.annotations import Count
+
 Activation = Literal["relu", "tanh", "gelu"]
 Norm = Literal["none", "batch"]  # batch: BatchNorm before each activation
-Count = Annotated[int, Gt(0)]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
 
 

@@ -2,21 +2,19 @@
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from annotated_types import Gt, Le
 
-Count = Annotated[int, Gt(0)]
-Share = Annotated[float, Gt(0), Le(1)]
+from mas.annotations import Count, Decay
 
 
-def exponential(epoch: int, decay: Share = 0.97) -> float:
+def exponential(epoch: int, decay: Decay = 0.97) -> float:
     """Return decayᵉ: the rate falls by the same factor each epoch."""
     return decay**epoch
 
 
-def step(epoch: int, every: Count = 30, decay: Share = 0.1) -> float:
+def step(epoch: int, every: Count = 30, decay: Decay = 0.1) -> float:
     """Return a factor that falls by ``decay`` after every ``every`` epochs."""
     return decay ** (epoch // every)
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal, Self, TypeVar, Union
 
-from annotated_types import Gt
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -20,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from mas.annotations import Count, NonNegativeInt, OpenFraction, Positive
 from mas.benchmarks import DEFICITS, STREAMS
 from mas.benchmarks.deficits import FILLED_IN
 from mas.experiments.config.search import Choice, Search, put, value_at, with_values
@@ -33,9 +33,6 @@ from mas.imports import IMPORT, check_options
 from mas.strategies import PROBES, STRATEGIES, DataName
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]  # it becomes part of file names
-Count = Annotated[int, Gt(0)]
-Positive = Annotated[float, Gt(0)]
-Epoch = Annotated[int, Field(ge=0)]
 View = Literal["train", "test", "impaired_train", "impaired_test", "current"]
 T = TypeVar("T")
 
@@ -47,8 +44,8 @@ def each_once(values: list[T]) -> list[T]:
     return values
 
 
-Epochs = Annotated[list[Epoch], AfterValidator(each_once)]
-Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(each_once)]
+Epochs = Annotated[list[NonNegativeInt], AfterValidator(each_once)]
+Seeds = Annotated[list[NonNegativeInt], Field(min_length=1), AfterValidator(each_once)]
 
 
 class NamedOptions(EntryOptions):
@@ -76,7 +73,7 @@ class ContinualChoice(Options):
 
     select: Literal["continual"]
     start: Positive = 1000.0  # a thousand times the method's own default
-    decay: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    decay: OpenFraction = 0.5
     drop: Annotated[float, Field(ge=0, lt=1)] = 0.2
 
 
@@ -126,7 +123,7 @@ class DeficitOptions(NamedOptions):
 class ScheduledDeficit(DeficitOptions):
     """A deficit and the epochs it lasts, counted over the whole stream."""
 
-    start: Epoch = 0  # the first impaired epoch
+    start: NonNegativeInt = 0  # the first impaired epoch
     end: Count  # the first epoch that is clear again
 
 
@@ -170,7 +167,7 @@ class Selection(Options):
     """On what values are chosen that say ``{select: ...}``."""
 
     seeds: Seeds = Field(default_factory=lambda: [1000, 1001])  # none of those that results are reported for
-    validation: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of the training data held out
+    validation: OpenFraction = 0.1  # share of the training data held out
 
 
 def one_of(models: Mapping[str, type[EntryOptions]], key: str, default: str | None = None) -> Any:
