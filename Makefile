@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := mas strategies benchmarks tests
+SOURCES := mas strategies benchmarks tools tests
 
 .PHONY: demo test lint check-fast bench results clean
 
@@ -23,11 +23,11 @@ check-fast: $(VENV)/.installed-dev
 
 # The speed table: docs/benchmarks.json and docs/benchmarks.md. Leave the machine alone meanwhile.
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -W ignore -m tests.bench
+	$(BIN)/python -W ignore -m tools.bench
 
-# docs/results.md, from the tables under docs/results.
+# docs/results.md and docs/critical_periods.md, from the tables beside them.
 results: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.results
+	$(BIN)/python -m tools.results
 
 # An install is repeated only when what it depends on has changed.
 $(VENV)/.installed: setup.cfg pyproject.toml

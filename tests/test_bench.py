@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.page import page, summary
-from tests.bench.timing import ratios
+from tools.bench.page import page, summary
+from tools.bench.timing import ratios
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -22,7 +22,7 @@ def test_the_page_and_the_readme_are_the_json():
 @pytest.mark.slow
 def test_a_quick_run_fills_every_table(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.bench", "--quick", "--repeats", "2", "--out", tmp_path],
+        [sys.executable, "-m", "tools.bench", "--quick", "--repeats", "2", "--out", tmp_path],
         capture_output=True,
         text=True,
         check=True,

@@ -7,11 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from mas.experiments.loading import load_config
 from scipy.stats import ttest_rel
 
-from tests.results import critical
-from tests.results.page import final_acc, page
+from mas.experiments.config.load import load_config
+from tools.results import critical
+from tools.results.page import final_acc, page
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = {"results": page, "critical_periods": critical.page}

@@ -18,10 +18,12 @@ def plain(model: nn.Module, data: Data) -> None:
 
 
 def squared(out: Tensor, _: Tensor) -> Tensor:
+    """Return the squared norm of the output, summed over samples."""
     return out.square().sum()
 
 
 def nll(out: Tensor, y: Tensor) -> Tensor:
+    """Return the cross-entropy, summed over samples."""
     return F.cross_entropy(out, y, reduction="sum")
 
 
@@ -35,6 +37,7 @@ def single_loop(
             model.zero_grad()
             objective(model(x[n : n + 1]), y[n : n + 1]).backward()
             for name, p in model.named_parameters():
+                assert p.grad is not None  # noqa: S101 - for mypy
                 total[name] += power(p.grad)
     return mean(total, data)
 
@@ -56,5 +59,6 @@ def vmap_grad(model: nn.Module, data: Data) -> Importance:
 
 
 def mean(total: Importance, data: Data) -> Importance:
+    """Return sums over samples, divided by their number."""
     n = sum(len(x) for x, _ in data)
     return {name: t / n for name, t in total.items()}

@@ -1,51 +1,77 @@
 """The page of the critical periods: docs/critical_periods.md, made from docs/critical_periods and nothing else."""
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import yaml
-from mas.experiments.loading import load_config
-from mas.experiments.report.probed import Section, introduction, sections_of
 
+from mas.experiments.config.load import load_config
+from mas.experiments.registry import kind_of
+from mas.experiments.report.sections import Section
 from mas.information import share_shift
-from tests.bench.page import table
-from tests.results.page import machine
+from tools.bench.page import table
+from tools.results.listed import Listed, listed_runs, machine
 
-Run = dict[str, Any]
+_TEXT_COLUMNS = ("deficit", "part")
 
 
 def page(folder: Path) -> str:
-    """Give the whole page as Markdown: the runs that ``index.yaml`` lists, as far as their tables are there."""
-    runs = yaml.safe_load((folder / "index.yaml").read_text(encoding="utf-8"))
-    sections = [section(run, folder / run["name"]) for run in runs if (folder / run["name"]).is_dir()]
+    """Return the whole page as Markdown: the runs that ``index.yaml`` lists, as far as their tables are there."""
+    sections = [section(run, folder / run.name) for run in listed_runs(folder)]
     return _HEAD + "".join(sections) + instruction_sets(folder)
 
 
-def section(run: Run, folder: Path) -> str:
-    """Give the part of one run: what it is, how to make it again, its tables and figures, remarks."""
+def section(run: Listed, folder: Path) -> str:
+    """Return the part of one run: what it is, how to make it again, remarks, its tables and figures."""
     config = load_config(folder / "config.yaml", try_data=False)
-    tables = {path.stem: pd.read_csv(path, keep_default_na=True) for path in folder.glob("*.csv")}
-    tables = {name: _with_text(content) for name, content in tables.items()}
-    figures = sorted(path.stem for path in folder.glob("figures/*.png"))
-    remarks = "".join(f"\n- {remark.strip()}" for remark in run.get("remarks", ()))
+    tables = read_tables(folder)
+    figures = {path.stem for path in folder.glob("figures/*.png")}
+    made = kind_of(config).page(config, tables)
     cells, seconds = _cost(tables)
-    told = _SECTION.format(
-        title=run["title"],
-        about=run["about"].strip(),
-        command=run["command"],
-        introduction=introduction(config),
+    head = _SECTION.format(
+        title=run.title,
+        about=run.about,
+        command=run.command,
+        introduction=made.introduction,
         cells=cells,
         minutes=f"{seconds / 60:.0f}",
         machine=machine(folder),
     )
-    own = sections_of(config, {"shares": pd.DataFrame(), "control": pd.DataFrame(), **tables}, figures)
-    return told + (remarks + "\n" if remarks else "") + "".join(_shown(s, folder, figures) for s in own)
+    remarks = "".join(f"\n- {remark}" for remark in run.remarks)
+    if remarks:
+        remarks += "\n"
+    parts = [section_text(own, f"critical_periods/{folder.name}/figures", figures) for own in made.sections]
+    return head + remarks + "".join(parts)
+
+
+def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
+    """Return the tables of a run by name; texts that are empty are read as such, not as missing numbers."""
+    tables = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
+    return {name: _with_empty_texts(content) for name, content in tables.items()}
+
+
+def section_text(section: Section, place: str, figures: Collection[str]) -> str:
+    """Return a section of a kind's page as Markdown; nothing where only figures were in it that are not kept.
+
+    Args:
+        section: of the page.
+        place: of the folder with the figures, from the page.
+        figures: names of those that are there.
+    """
+    pictures = [f"![{name}]({place}/{name}.png)" for name in section.figures if name in figures]
+    rows = ""
+    if section.table is not None and section.table.rows:
+        rows = table(section.table.headings, section.table.rows).strip()
+    parts = [part for part in (section.text, rows, section.note, *pictures) if part]
+    if not parts:
+        return ""
+    return "".join(f"\n{part}\n" for part in (f"### {section.title}", *parts))
 
 
 def instruction_sets(folder: Path) -> str:
     """Return the part that compares runs with their repetition under AVX-512, kept in ``folder / "avx512"``."""
-    rows, counts = [], []
+    rows: list[tuple[str, ...]] = []
+    counts = []
     for again in sorted(path for path in (folder / "avx512").glob("*") if path.is_dir()):
         there = folder / again.name
         differing, cells = differing_cells(there, again)
@@ -110,31 +136,23 @@ def _tests(file: Path) -> pd.DataFrame:
     return found[found["p_holm"].notna()].set_index(["curve", "deficit", "epoch"])
 
 
-def _shown(own: Section, folder: Path, figures: list[str]) -> str:
-    there = [name for name in own.figures if name in figures]
-    pictures = [f"![{name}](critical_periods/{folder.name}/figures/{name}.png)" for name in there]
-    rows = table(tuple(own.headings), own.rows).strip() if own.rows else ""
-    return "".join(f"\n{part}\n" for part in (f"### {own.title}", own.text, rows, *pictures) if part)
-
-
 def _cost(tables: dict[str, pd.DataFrame]) -> tuple[int, float]:
-    """Give the number of cells, and their seconds."""
+    """Return the number of cells, and the seconds they took together."""
     if "cells" in tables:
         return len(tables["cells"]), tables["cells"]["seconds"].sum()
     own = tables["summary"].query("score == 'seconds'")
     return int(own["n"].sum()), (own["mean"] * own["n"]).sum()
 
 
-def _with_text(content: pd.DataFrame) -> pd.DataFrame:
-    """Read an empty text back as such."""
-    texts = [name for name in ("deficit", "part") if name in content]
+def _with_empty_texts(content: pd.DataFrame) -> pd.DataFrame:
+    texts = [name for name in _TEXT_COLUMNS if name in content]
     return content.fillna(dict.fromkeys(texts, ""))
 
 
 _HEAD = """\
 # Critical periods, measured
 
-Made by `python -m tests.results` from the tables under [docs/critical_periods](critical_periods); each section says by
+Made by `python -m tools.results` from the tables under [docs/critical_periods](critical_periods); each section says by
 which command they were run (`--keep runs/NAME` copies a run's tables and figures there). Times are of one core, two
 cells side by side, on a machine that had other work too. Results are the same to the bit only for the same vector
 instructions: [the last section](#digits-with-other-vector-instructions) says what they change.

@@ -14,7 +14,7 @@ from backpack.extensions import BatchGrad
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from tests.bench.passes import Data, Importance, mean
+from tools.bench.passes import Data, Importance, mean
 
 
 def by_backpack(model: nn.Module, data: Data) -> Callable[[], Importance]:
@@ -50,7 +50,7 @@ def avalanche_ewc(model: nn.Module, data: Data) -> Callable[[], Importance]:
 
 
 def experience(x: Tensor, y: Tensor) -> Any:
-    """Give the samples as one Avalanche experience."""
+    """Return the samples as one Avalanche experience."""
     data = TensorDataset(x, y)
     return nc_benchmark(data, data, 1, task_labels=False, shuffle=False).train_stream[0]
 

@@ -11,25 +11,25 @@ from typing import Any
 import torch
 
 from mas import mas_importance
-from tests.bench.passes import Data, plain, vmap_grad
-from tests.bench.workloads import QUICK, WORKLOADS, Workload
+from tools.bench.passes import Data, plain, vmap_grad
+from tools.bench.workloads import QUICK, WORKLOADS, Workload
 
 _STATUS = Path("/proc/self/status")
 WAYS: dict[str, Callable[..., Any]] = {"plain pass": plain, "here, MAS": mas_importance, "vmap(grad), MAS": vmap_grad}
 
 
 def measure(cases: list[str], sizes: tuple[int, ...], device: str) -> Iterator[dict[str, Any]]:
-    """Give a row for each workload, batch size and way: MB above what a pass over one sample took."""
+    """Return a row for each workload, batch size and way: MB above what a pass over one sample took."""
     for case in cases:
         for size in sizes:
             for way in WAYS:
-                command = [sys.executable, "-m", "tests.bench.memory", case, str(size), way, device]
+                command = [sys.executable, "-m", "tools.bench.memory", case, str(size), way, device]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 yield {"case": case, "batch": size, "way": way, "mb": json.loads(done.stdout)}
 
 
 def peak(workload: Workload, size: int, way: str, device: str) -> float:
-    """Give the peak of a pass over a batch of `size`, in MB above a pass over one sample."""
+    """Return the peak of a pass over a batch of `size`, in MB above a pass over one sample."""
     model, data = workload.model(device), workload.data(device, size)[:1]
     one: Data = [(x[:1], y[:1]) for x, y in data]
     WAYS[way](model, one)

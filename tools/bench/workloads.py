@@ -20,11 +20,19 @@ class Workload:
     target: float | None = None  # what exact importance may cost, in plain passes
 
     def model(self, device: str) -> nn.Module:
+        """Return the model, with the same weights each time."""
         torch.manual_seed(0)
         return self.build().eval().to(device)
 
     def data(self, device: str, size: int | None = None) -> list[tuple[Tensor, Tensor]]:
-        g, n = torch.Generator().manual_seed(0), size or self.size
+        """Return the batches, the same each time.
+
+        Args:
+            device: for the tensors.
+            size: of a batch, in place of its own.
+        """
+        g = torch.Generator().manual_seed(0)
+        n = size or self.size
         pairs = [
             (torch.randn(n, *self.shape, generator=g), torch.randint(10, (n,), generator=g))
             for _ in range(self.batches)

@@ -7,24 +7,24 @@ import torch
 import torch.nn.functional as F
 from avalanche.benchmarks import nc_benchmark
 from avalanche.benchmarks.scenarios.dataset_scenario import benchmark_from_datasets
-from avalanche.training import Naive as AvalancheNaive
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from mas.benchmarks import Images, as_dataset
 from mas.benchmarks.images import channel_statistics
-from mas.experiments.training import make_strategy
-from mas.strategies import Naive
-from tests.bench.timing import ratios
-from tests.bench.workloads import Workload
+from mas.experiments.build import make_strategy
+from mas.experiments.cell import CellTraining
+from mas.experiments.config.schema import STRATEGY_MODELS, StrategyOptions
+from tools.bench.timing import ratios
+from tools.bench.workloads import Workload
 
 TARGET = 1.4
 BATCH = 128
-TRAINING = {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.0, "batch_size": BATCH, "epochs": 1, "device": "cpu"}
+RATE = 1e-3
 
 
 def measure(case: str, workload: Workload, images: int, repeats: int, device: str) -> Iterator[dict[str, Any]]:
-    """Give a row for each way to train one epoch on ``images`` grey images of 28 x 28."""
+    """Return a row for each way to train one epoch on ``images`` grey images of 28 x 28."""
     g = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (images, 1, 28, 28), generator=g, dtype=torch.uint8)
     data = Images(pixels, torch.arange(images) % 10)
@@ -33,12 +33,13 @@ def measure(case: str, workload: Workload, images: int, repeats: int, device: st
     ours = benchmark_from_datasets(train=[as_dataset(data)]).train_stream[0]
     tensors = TensorDataset(x.cpu(), data.labels)
     theirs = nc_benchmark(tensors, tensors, 1, task_labels=False).train_stream[0]
-    training = TRAINING | {"device": device}
+    naive = _options({"name": "naive"})
+    avalanche_naive = _options({"name": "import", "function": "avalanche.training:Naive"})
     ways = {
         "bare loop": _bare(workload, x, data.labels.to(device), device),
-        "here": _strategy(Naive, workload, ours, training),
-        "Avalanche's Naive, data of here": _strategy(AvalancheNaive, workload, ours, training),
-        "Avalanche's Naive, Avalanche's data": _strategy(AvalancheNaive, workload, theirs, training),
+        "here": _strategy(naive, workload, ours, device),
+        "Avalanche's Naive, data of here": _strategy(avalanche_naive, workload, ours, device),
+        "Avalanche's Naive, Avalanche's data": _strategy(avalanche_naive, workload, theirs, device),
     }
     for way in ways.values():
         way()
@@ -48,7 +49,7 @@ def measure(case: str, workload: Workload, images: int, repeats: int, device: st
 
 def _bare(workload: Workload, x: Tensor, y: Tensor, device: str) -> Callable[[], None]:
     model = torch.nn.Sequential(torch.nn.Flatten(), workload.model(device)).train()
-    optimizer = torch.optim.Adam(model.parameters(), TRAINING["lr"], fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), RATE, fused=True)
 
     def epoch() -> None:
         for rows in torch.randperm(len(x), device=device).split(BATCH):
@@ -59,7 +60,13 @@ def _bare(workload: Workload, x: Tensor, y: Tensor, device: str) -> Callable[[],
     return epoch
 
 
-def _strategy(kind: Any, workload: Workload, experience: Any, training: dict[str, Any]) -> Callable[[], None]:
+def _options(given: dict[str, str]) -> StrategyOptions:
+    model = STRATEGY_MODELS[given["name"]]
+    return model.model_validate(given)  # type: ignore[return-value]
+
+
+def _strategy(options: StrategyOptions, workload: Workload, experience: Any, device: str) -> Callable[[], None]:
+    training = CellTraining(epochs=1, batch_size=BATCH, lr=RATE, device=device)
     model = torch.nn.Sequential(torch.nn.Flatten(), workload.model("cpu"))
-    strategy = make_strategy(kind, model, training, seed=0)
+    strategy = make_strategy(options, model, training, seed=0)
     return lambda: strategy.train(experience)

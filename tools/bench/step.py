@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from mas.strategies import EWCPlugin, MASPlugin
-from tests.bench.peers import experience
-from tests.bench.timing import ratios
-from tests.bench.workloads import Workload
+from tools.bench.peers import experience
+from tools.bench.timing import ratios
+from tools.bench.workloads import Workload
 
 PLUGINS: dict[str, Callable[[], Any]] = {
     "here, MAS": lambda: MASPlugin(lam=1.0),
@@ -29,7 +29,7 @@ BATCH = 128
 def measure(
     workloads: dict[str, Workload], tasks: tuple[int, ...], repeats: int, device: str
 ) -> Iterator[dict[str, Any]]:
-    """Give a row for each workload, number of tasks and plugin."""
+    """Return a row for each workload, number of tasks and plugin."""
     for case, workload in workloads.items():
         for count in tasks:
             steps = {name: _step(workload, make(), count, device) for name, make in PLUGINS.items()}
@@ -40,7 +40,7 @@ def measure(
 
 
 def _step(workload: Workload, plugin: Any, tasks: int, device: str) -> Callable[[], None]:
-    """Give a function that trains for a few steps, the plugin called where a strategy calls it."""
+    """Return a function that trains for a few steps, the plugin called where a strategy calls it."""
     model, ((x, y), *_) = workload.model(device), workload.data(device, BATCH)
     strategy = SimpleNamespace(
         model=model,

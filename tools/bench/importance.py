@@ -8,16 +8,16 @@ import torch
 from torch import nn
 
 from mas import fisher_importance, mas_importance
-from tests.bench.passes import Data, Importance, nll, plain, single_loop, squared, vmap_grad
-from tests.bench.peers import avalanche_ewc, avalanche_mas, by_backpack
-from tests.bench.timing import ratios
-from tests.bench.workloads import Workload
+from tools.bench.passes import Data, Importance, nll, plain, single_loop, squared, vmap_grad
+from tools.bench.peers import avalanche_ewc, avalanche_mas, by_backpack
+from tools.bench.timing import ratios
+from tools.bench.workloads import Workload
 
 Way = Callable[[], Importance]
 
 
 def measure(workloads: dict[str, Workload], repeats: int, device: str) -> Iterator[dict[str, Any]]:
-    """Give a row for each workload and each way to importance.
+    """Return a row for each workload and each way to importance.
 
     "error" is the greatest deviation from the single-sample loop, in parts of the greatest
     importance (of Fisher from the loop's Fisher, of MAS from the loop's MAS), "share" the sum of

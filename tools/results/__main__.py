@@ -1,6 +1,6 @@
 """Make docs/results.md and docs/critical_periods.md from the tables beside them; or keep those of a run there.
 
-Usage: python -m tests.results [--keep RUN_FOLDER ...]
+Usage: python -m tools.results [--keep RUN_FOLDER ...]
 """
 
 import argparse
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.results import critical, page
+from tools.results import critical, page
 
 PAGES = {Path("docs/results"): page.page, Path("docs/critical_periods"): critical.page}
 NOT_KEPT = ("data.json", "probes.csv")  # probes.csv is large; traces.csv has its means
@@ -19,7 +19,7 @@ _FIGURES_NOT_KEPT = shutil.ignore_patterns("matrix_*", "accuracy_over_stream*")
 
 def main() -> None:
     """Keep what is to be kept, then write the pages."""
-    parser = argparse.ArgumentParser(prog="python -m tests.results", description="Make the pages of results.")
+    parser = argparse.ArgumentParser(prog="python -m tools.results", description="Make the pages of results.")
     parser.add_argument("--keep", type=Path, nargs="*", default=[], metavar="RUN_FOLDER", help="copy its tables first")
     for run in parser.parse_args().keep:
         _keep(run)

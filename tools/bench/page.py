@@ -7,7 +7,7 @@ Row = dict[str, Any]
 
 
 def page(results: dict[str, Any]) -> str:
-    """Give the whole page as Markdown."""
+    """Return the whole page as Markdown."""
     machine = results["machine"]
     told = ", ".join(f"{key} {value}" for key, value in machine.items())
     parts = [_HEAD.format(machine=told, command=results["command"], repeats=results["repeats"])]
@@ -19,7 +19,7 @@ def page(results: dict[str, Any]) -> str:
 
 
 def summary(results: dict[str, Any]) -> str:
-    """Give the few rows that the README shows."""
+    """Return the few rows that the README shows."""
     rows = results["importance"]["cpu"]
     ratio = {(row["case"], row["way"]): row["ratio"] for row in rows if "ratio" in row}
     ways = [way for way in dict.fromkeys(row["way"] for row in rows) if way != "plain pass"]
@@ -79,7 +79,7 @@ def _ratio(row: Row) -> str:
 
 
 def table(heads: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    """Give a Markdown table."""
+    """Return a Markdown table."""
     heads = tuple(heads)
     rows = [heads, ["---"] * len(heads), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"

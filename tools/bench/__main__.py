@@ -1,6 +1,6 @@
 """Measure the speed table, and write it as JSON and as a page.
 
-Usage: python -m tests.bench [--quick] [--repeats N] [--out DIRECTORY] [--only [TABLE ...]]
+Usage: python -m tools.bench [--quick] [--repeats N] [--out DIRECTORY] [--only [TABLE ...]]
 """
 
 import argparse
@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from tests.bench import data, importance, memory, step
-from tests.bench.page import page
-from tests.bench.workloads import QUICK, STEPS, WORKLOADS
+from tools.bench import data, importance, memory, step
+from tools.bench.page import page
+from tools.bench.workloads import QUICK, STEPS, WORKLOADS
 
 TABLES = ("importance", "step", "data", "memory")
 DATA = "MLP 784-400-400-10"
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def measure(quick: bool, repeats: int, only: Sequence[str] = TABLES) -> dict[str, Any]:
-    """Give tables by name and device; the plain passes of a table are timed in the same run."""
+    """Return tables by name and device; the plain passes of a table are timed in the same run."""
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     make = _quick(repeats) if quick else _whole(repeats)
     told = {"command": "make bench", "machine": machine(), "repeats": repeats}
@@ -77,7 +77,7 @@ def machine() -> dict[str, str]:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure the speed table.")
+    parser = argparse.ArgumentParser(prog="python -m tools.bench", description="Measure the speed table.")
     parser.add_argument("--quick", action="store_true", help="tiny models, to see that it works")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each timing (5)")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="where the JSON and the page go (docs)")
