@@ -12,7 +12,7 @@ from mas.information import share_shift
 from tools.bench.page import table
 from tools.results.listed import Listed, listed_runs, machine
 
-_TEXT_COLUMNS = ("deficit", "part")
+_TEXTS = ("deficit", "part")  # columns that may be empty, or look like numbers
 
 
 def page(folder: Path) -> str:
@@ -46,8 +46,7 @@ def section(run: Listed, folder: Path) -> str:
 
 def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
     """Return the tables of a run by name; texts that are empty are read as such, not as missing numbers."""
-    tables = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
-    return {name: _with_empty_texts(content) for name, content in tables.items()}
+    return {path.stem: _read_table(path) for path in sorted(folder.glob("*.csv"))}
 
 
 def section_text(section: Section, place: str, figures: Collection[str]) -> str:
@@ -144,9 +143,10 @@ def _cost(tables: dict[str, pd.DataFrame]) -> tuple[int, float]:
     return int(own["n"].sum()), (own["mean"] * own["n"]).sum()
 
 
-def _with_empty_texts(content: pd.DataFrame) -> pd.DataFrame:
-    texts = [name for name in _TEXT_COLUMNS if name in content]
-    return content.fillna(dict.fromkeys(texts, ""))
+def _read_table(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path, dtype=dict.fromkeys(_TEXTS, str))
+    texts = [name for name in _TEXTS if name in table]
+    return table.fillna(dict.fromkeys(texts, ""))
 
 
 _HEAD = """\
