@@ -8,8 +8,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import yaml
-
 from tools.results import critical, page
 
 PAGES = {Path("docs/results"): page.page, Path("docs/critical_periods"): critical.page}
@@ -29,9 +27,10 @@ def main() -> None:
 
 
 def _keep(run: Path) -> None:
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    """Copy the tables of a run beside the page that shows such tables."""
     results, critical_periods = PAGES
-    probed = config["experiment"] != "forgetting" or config.get("probes")
+    has_scores = (run / "summary.csv").is_file()
+    probed = (run / "traces.csv").is_file() or not has_scores
     here = (critical_periods if probed else results) / run.name
     shutil.rmtree(here, ignore_errors=True)  # what a run no longer has goes
     here.mkdir(parents=True)
