@@ -1,6 +1,7 @@
 """The ``mas`` command. Heavy imports happen inside the commands, so that help is quick."""
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -170,7 +171,8 @@ def _user_errors() -> Iterator[None]:
     from mas.experiments.errors import UserError
 
     try:
-        yield
+        with _notes():
+            yield
     except UserError as error:
         for line in error.lines:
             typer.echo(f"error: {line}", err=True)
@@ -178,6 +180,24 @@ def _user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("interrupted; finished cells are kept: run the same command again to go on", err=True)
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Show old spellings in a config as plain lines; other warnings as ever."""
+    from mas.experiments.errors import RenamedWarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(category, RenamedWarning):
+            typer.echo(f"note: {message}", err=True)
+        else:
+            show_as_before(message, category, *rest, **more)
+
+    with warnings.catch_warnings():
+        show_as_before = warnings.showwarning
+        warnings.filterwarnings("always", category=RenamedWarning)
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager

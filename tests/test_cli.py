@@ -5,16 +5,19 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
-from mas.experiments.models import MODELS
 from typer.testing import CliRunner
 
 from mas import __version__ as version
-from mas.benchmarks import DATASETS, STREAMS
+from mas.benchmarks import DATASETS, DEFICITS, STREAMS
 from mas.cli import app
-from mas.strategies import STRATEGIES
+from mas.experiments.networks import MODELS
+from mas.experiments.record import Outcome
+from mas.experiments.training import Trained
+from mas.strategies import PROBES, STRATEGIES
 
 TEXT = """\
 experiment: forgetting
@@ -66,6 +69,41 @@ def test_a_refused_folder_gets_one_line_and_no_talk_of_cells_that_are_kept(here,
     assert refused.output.splitlines() == [
         f"error: runs/small: holds other results: {reason}; choose another folder with --output, or delete this one"
     ]
+
+
+OLD = """\
+experiment: critical_period
+benchmark: {dataset: digits, train: 60, test: 40}
+model: {name: mlp, hidden: [4]}
+training: {epochs: 1, batch_size: 30, device: cpu}
+deficit: {name: blur, factor: 2}
+removal: [1]
+selectivity: [{name: flip}]
+seeds: 1
+"""
+
+
+def test_an_old_spelling_is_one_plain_line(here):
+    Path("old.yaml").write_text(OLD)
+    note = "note: old.yaml:7: selectivity: is now called other_deficits; the old name still works"
+    done = mas("run", "old.yaml", "--workers", "1")
+    assert done.exit_code == 0
+    assert done.stderr.splitlines() == [note]
+    assert note not in done.stdout
+    assert mas("check", "old.yaml").stderr.splitlines() == [note]
+    again = mas("report", "runs/old")
+    assert (again.exit_code, again.stderr) == (0, "")
+
+
+def test_other_warnings_are_shown_as_ever(here, monkeypatch):
+    def warns(cell, keep_weights):
+        warnings.warn("mind this", UserWarning, stacklevel=1)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("mas.experiments.runner.train_cell", warns)
+    with pytest.warns(UserWarning, match="mind this"):
+        done = mas("run", "small.yaml", "--workers", "1")
+    assert "note" not in done.output
 
 
 def test_version(here):
@@ -131,12 +169,12 @@ def test_compare_tells_the_values_that_were_chosen(here):
 
 
 def test_brackets_in_a_reason_are_shown(here, monkeypatch):
-    def diverges(cell):
+    def diverges(cell, keep_weights):
         row = [0.5, 0.5]
-        told = {"status": "diverged", "reason": "objective is [nan, nan]", "untrained": row, "accuracy": [row, row]}
-        return told | {"tries": [], "seconds": 1.0}
+        reason = "objective is [nan, nan]"
+        return Trained(Outcome(untrained=row, accuracy=[row, row], status="diverged", reason=reason, seconds=1.0))
 
-    monkeypatch.setattr("mas.experiments.run.run_cell", diverges)
+    monkeypatch.setattr("mas.experiments.runner.train_cell", diverges)
     assert "diverged (objective is [nan, nan])" in mas("run", "small.yaml", "--workers", "1").output
 
 
@@ -155,7 +193,7 @@ def test_check_prints_the_cells_and_runs_nothing(here):
 def test_list_explains_every_name(here):
     done = mas("list")
     assert done.exit_code == 0
-    for name in (*STRATEGIES, *DATASETS, *STREAMS, *MODELS):
+    for name in (*STRATEGIES, *DATASETS, *STREAMS, *MODELS, *DEFICITS, *PROBES):
         (line,) = [text for text in done.output.splitlines() if text.startswith(f"  {name} ")]
         assert len(line.split()) > 4
 
@@ -191,10 +229,10 @@ def test_a_diverged_cell_is_shown_in_lines_and_table(here):
 
 
 def test_a_failed_cell_is_said_with_exit_code_1(here, monkeypatch):
-    def broken(cell):
+    def broken(cell, keep_weights):
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("mas.experiments.run.run_cell", broken)
+    monkeypatch.setattr("mas.experiments.runner.train_cell", broken)
     done = mas("run", "small.yaml", "--workers", "1")
     assert done.exit_code == 1
     assert "error: mas-seed1: ZeroDivisionError: oh" in done.output
@@ -202,10 +240,10 @@ def test_a_failed_cell_is_said_with_exit_code_1(here, monkeypatch):
 
 
 def test_an_interrupt_says_how_to_go_on(here, monkeypatch):
-    def interrupted(cell):
+    def interrupted(cell, keep_weights):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mas.experiments.run.run_cell", interrupted)
+    monkeypatch.setattr("mas.experiments.runner.train_cell", interrupted)
     done = mas("run", "small.yaml", "--workers", "1")
     assert done.exit_code == 130
     assert "run the same command again" in done.output

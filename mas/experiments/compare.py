@@ -1,6 +1,6 @@
 """Two runs side by side: what differs in their configs, and in the scores of strategies they share."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,8 @@ import pandas as pd
 
 from mas.experiments.config.schema import Experiment
 from mas.experiments.errors import UserError
-from mas.experiments.registry import kind_of
+from mas.experiments.kind import Kind
+from mas.experiments.registry import KINDS, kind_of
 from mas.experiments.report.sections import Table
 from mas.experiments.report.text import p_value, percent
 from mas.experiments.results import Results
@@ -52,13 +53,20 @@ def compare_folders(first: Path, second: Path) -> Comparison:
         raise UserError(
             f"{first} has {_listed(a_labels)} and {second} has {_listed(b_labels)}; no strategy of one label to compare"
         )
-    table = kind_of(a_config).compare(a, b)
+    table = _compare_function(kind_of(a_config))(a, b)
     if not table["n"].any():
         raise UserError(f"{first} and {second} share no seed that finished; only the same seeds can be paired")
     notes = [*_changes(_without_strategies(a_config), _without_strategies(b_config))]
     notes += sorted(line for label in a_labels & b_labels for line in _changes(_told(a, label), _told(b, label), label))
     only = ((first, a_labels - b_labels), (second, b_labels - a_labels))
     return Comparison(table, [*notes, *(f"only in {folder}: {_listed(own)}" for folder, own in only if own)])
+
+
+def _compare_function(kind: Kind[Any]) -> Callable[[Results, Results], pd.DataFrame]:
+    if kind.compare is None:
+        others = ", ".join(other.name for other in KINDS.values() if other.compare is not None)
+        raise UserError(f"runs of experiment: {kind.name} cannot be compared; only runs of experiment: {others}")
+    return kind.compare
 
 
 def _without_strategies(config: Experiment) -> dict[str, Any]:

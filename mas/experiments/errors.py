@@ -13,4 +13,8 @@ class DivergedError(Exception):
     """Training left the finite numbers; the message says where."""
 
 
+class RenamedWarning(FutureWarning):
+    """A config has an old spelling; it is read as the new one. The message says where and what."""
+
+
 BLOW_UPS = (DivergedError, FloatingPointError)  # what ends a cell as diverged; the library raises the second

@@ -1,7 +1,7 @@
 """What a kind of experiment provides: everything that only this kind knows, in one folder under ``kinds``."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import pandas as pd
@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from mas.experiments.cell import CellSettings
 from mas.experiments.config.schema import Experiment, Selection
 from mas.experiments.config.yaml_source import Source
-from mas.experiments.errors import UserError
 from mas.experiments.report.sections import Headline, Page
 from mas.experiments.results import Results
 
@@ -24,10 +23,6 @@ class PlannedRun:
 
     label: str
     settings: CellSettings
-
-
-def _refuse_comparison(first: Results, second: Results) -> pd.DataFrame:
-    raise UserError("only runs of experiment: forgetting can be compared")
 
 
 @dataclass(frozen=True)
@@ -47,7 +42,8 @@ class Kind(Generic[C]):
         figures: by the names of their files.
         check: raises UserError for what the types cannot say.
         selection: on what data values are chosen by their final ACC; None if this kind cannot choose.
-        compare: the differences of two runs; raises UserError where there is nothing to compare.
+        compare: the differences of two runs, or None if they cannot be compared.
+        renamed: keys of the config that have an older spelling: old -> new.
     """
 
     name: str
@@ -59,4 +55,5 @@ class Kind(Generic[C]):
     figures: Callable[[C, Tables], dict[str, Figure]] = lambda config, tables: {}
     check: Callable[[C, Source], Any] = lambda config, source: None
     selection: Callable[[C], Selection | None] = lambda config: None
-    compare: Callable[[Results, Results], pd.DataFrame] = _refuse_comparison
+    compare: Callable[[Results, Results], pd.DataFrame] | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)

@@ -1,17 +1,20 @@
 """A right config becomes a typed one; a wrong one gets a line for each mistake."""
 
 import inspect
+import warnings
 from pathlib import Path
 
 import pytest
-from mas.experiments.cells import expand
-from mas.experiments.loading import load_config
-from mas.experiments.source import Source
+import yaml
 
 import mas.strategies
 from mas.benchmarks import data_root
-from mas.experiments.config import STRATEGY_MODELS, resolved
-from mas.experiments.errors import UserError
+from mas.experiments.config.load import load_config
+from mas.experiments.config.schema import STRATEGY_MODELS
+from mas.experiments.config.search import Search
+from mas.experiments.config.yaml_source import Source
+from mas.experiments.errors import RenamedWarning, UserError
+from mas.experiments.plan import Plan
 from mas.experiments.seeds import stream_seed
 from mas.strategies import STRATEGIES
 
@@ -45,12 +48,12 @@ def complaints(path, *changes):
 
 
 def test_cells_are_strategies_times_seeds(write):
-    cells = expand(load_config(write(GOOD)))
+    cells = Plan(load_config(write(GOOD))).every_cell()
     assert [cell.id for cell in cells] == [
         *("naive-seed0", "mas-seed0", "ewc-strong-seed0"),
         *("naive-seed1", "mas-seed1", "ewc-strong-seed1"),
     ]
-    assert cells[2].settings["strategy"] == {
+    assert cells[2].settings.strategy.model_dump(exclude={"label"}) == {
         **{"name": "ewc", "lam": 10000.0, "labels": "exact", "mode": "separate"},
         **{"decay": 1.0, "reduction": "sample", "parameters": "all", "data": "train", "max_samples": None},
     }
@@ -62,18 +65,16 @@ def test_seeds_are_a_number_or_a_list(write):
 
 
 def test_resolved_config_reads_back_the_same(write, tmp_path):
-    import yaml
-
     config = load_config(write(GOOD))
     again = tmp_path / "again.yaml"
-    again.write_text(yaml.safe_dump(resolved(config)))
-    assert resolved(load_config(again)) == resolved(config)
+    again.write_text(yaml.safe_dump(config.plain()))
+    assert load_config(again).plain() == config.plain()
 
 
 def test_defaults_are_written_out(write):
-    data = resolved(
-        load_config(write("experiment: forgetting\nbenchmark: {stream: split}\nstrategies: [{name: naive}]\n"))
-    )
+    data = load_config(
+        write("experiment: forgetting\nbenchmark: {stream: split}\nstrategies: [{name: naive}]\n")
+    ).plain()
     assert data["training"]["reset_optimizer"] is True
     assert data["model"] == {
         **{"head": "shared", "name": "mlp", "hidden": [256, 256]},
@@ -93,7 +94,7 @@ def test_a_strategys_yaml_keys_are_its_plugins_arguments(name):
 
 
 def test_every_strategy_has_a_name_in_yaml():
-    assert set(STRATEGY_MODELS) == set(STRATEGIES)
+    assert set(STRATEGY_MODELS) == {*STRATEGIES, "import"}
 
 
 def test_set_changes_values_anywhere(write):
@@ -115,9 +116,9 @@ def test_set_changes_values_anywhere(write):
         (
             "lam: 1.0",
             "lamda: 1.0",
-            "c.yaml:7: strategies[1].lamda: unknown key, did you mean 'lam'?; allowed: label, name, lam",
+            "c.yaml:7: strategies[1].lamda: unknown key, did you mean 'lam'?; allowed: name, label, lam",
         ),
-        ("{name: naive}", "{name: naive, lam: 1}", "c.yaml:6: strategies[0].lam: unknown key; allowed: label, name"),
+        ("{name: naive}", "{name: naive, lam: 1}", "c.yaml:6: strategies[0].lam: unknown key; allowed: name, label"),
         (
             "name: mas",
             "name: mass",
@@ -148,7 +149,11 @@ def test_set_changes_values_anywhere(write):
         ),
         ("lam: 1.0", "lam: {select: [1, 1]}", "c.yaml:7: strategies[1].lam.select: found [1, 1]; allowed: values to"),
         ("lam: 1.0", "lam: {select: [1]}", "c.yaml:7: strategies[1].lam.select: found [1]; allowed:"),
-        ("lam: 1.0", "lam: {select: continualy}", "c.yaml:7: strategies[1].lam.select: found 'continualy'; allowed:"),
+        (
+            "lam: 1.0",
+            "lam: {select: continualy}",
+            "c.yaml:7: strategies[1].lam.select: found 'continualy', did you mean 'continual'?; allowed: a list of",
+        ),
         ("lam: 1.0", "lam: {}", "c.yaml:7: strategies[1].lam.select: missing; add it: a list of values"),
         (
             "benchmark: {stream: split, dataset: digits, experiences: 5, scenario: domain}\n",
@@ -273,7 +278,11 @@ def test_set_changes_values_anywhere(write):
         ("seeds: 2", "seeds: 2\n---\na: 1", "c.yaml:10: not plain YAML: expected a single document"),
         ("lr: 0.001", "lr: 0", "c.yaml:4: training.lr: found 0; allowed: greater than 0"),
         ("epochs: 1", "epochs: 1.5", "c.yaml:4: training.epochs: found 1.5; allowed: a valid integer"),
-        ("adam", "adamw", "c.yaml:4: training.optimizer: found 'adamw', did you mean 'adam'?; allowed: adam, sgd"),
+        (
+            "adam",
+            "adamww",
+            "c.yaml:4: training.optimizer: found 'adamww', did you mean 'adamw'?; allowed: ada",
+        ),
         ("hidden: [8]", "hidden: [0]", "c.yaml:3: model.hidden[0]: found 0; allowed: greater than 0"),
         (
             "experiences: 5",
@@ -285,7 +294,7 @@ def test_set_changes_values_anywhere(write):
         ("label: ewc-strong", "label: a/b", "c.yaml:8: strategies[2].label: found 'a/b'; allowed:"),
         ("seeds: 2", "seeds: [1, 1]", "c.yaml:9: seeds: found [1, 1]; allowed:"),
         ("seeds: 2", "seeds: 0", "c.yaml:9: seeds: found 0; allowed: greater than 0"),
-        ("seeds: 2", "seeds: [-1]", "c.yaml:9: seeds: found [-1]; allowed:"),
+        ("seeds: 2", "seeds: [-1]", "c.yaml:9: seeds[0]: found -1; allowed: greater than or equal to 0"),
         ("seeds: 2", "seeds: []", "c.yaml:9: seeds: found []; allowed:"),
         (
             "experiment: forgetting",
@@ -338,7 +347,10 @@ def test_held_out_data_must_be_enough(write):
 
 def test_a_misspelt_select_is_said(write):
     found = complaints(write(GOOD.replace("lam: 1.0", "lam: {selct: [1, 2]}")))
-    assert "c.yaml:7: strategies[1].lam.selct: unknown key, did you mean 'select'?; allowed: select" in found
+    assert (
+        "c.yaml:7: strategies[1].lam.selct: unknown key, did you mean 'select'?; allowed: select, start, decay, drop"
+        in found
+    )
 
 
 def test_seeds_that_choose_are_not_those_that_report(write):
@@ -347,7 +359,7 @@ def test_seeds_that_choose_are_not_those_that_report(write):
         load_config(write(text), ["selection.seeds=[1, 7]"])
     with pytest.raises(UserError, match=r"benchmark.validation: strategies\[1\] holds out data by selection"):
         load_config(write(text), ["benchmark.validation=0.1"])
-    assert load_config(write(text)).strategies[1].lam.select == [1, 2]
+    assert load_config(write(text)).searches == (Search(("strategies", 1, "lam"), (1.0, 2.0)),)
 
 
 def test_data_root_of_the_command_line_comes_first(write, monkeypatch, tmp_path):
@@ -363,6 +375,127 @@ def test_data_root_of_the_command_line_comes_first(write, monkeypatch, tmp_path)
     assert data_root() == inside
     load_config(write(GOOD), [f"data_root={inside}"], given)
     assert data_root() == given
+
+
+OLD = """\
+experiment: critical_period
+benchmark: {dataset: digits}
+deficit: {name: blur}
+removal: [1]
+selectivity:
+  - {name: flip}
+"""
+
+
+def test_an_old_key_is_read_with_one_line_of_notice(write):
+    path = write(OLD)
+    with pytest.warns(RenamedWarning) as notices:
+        config = load_config(path)
+    assert [str(notice.message) for notice in notices] == [
+        f"{path}:5: selectivity: is now called other_deficits; the old name still works"
+    ]
+    assert issubclass(RenamedWarning, FutureWarning)
+    assert [deficit.name for deficit in config.other_deficits] == ["flip"]
+    assert "selectivity" not in config.plain()
+    new = write(OLD.replace("selectivity", "other_deficits"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_config(new).plain() == config.plain()
+
+
+@pytest.mark.filterwarnings("ignore::mas.experiments.errors.RenamedWarning")
+def test_mistakes_below_an_old_key_are_found_in_their_lines(write):
+    assert complaints(write(OLD.replace("flip", "flop"))) == [
+        "c.yaml:6: other_deficits[0].name: found 'flop', did you mean 'flip'?; allowed: "
+        "blur, flip, label_permutation, noise, occlusion, missing_channel, import"
+    ]
+    (line,) = complaints(write(OLD), "selectivity.0.nam=flip")
+    assert line.startswith("--set selectivity.0.nam=flip: other_deficits[0].nam: unknown key, did you mean 'name'?")
+
+
+@pytest.mark.filterwarnings("ignore::mas.experiments.errors.RenamedWarning")
+def test_an_old_key_can_be_set(write):
+    assert load_config(write(OLD), ["selectivity=[]"]).other_deficits == []
+    assert complaints(write(OLD.replace("selectivity", "other_deficits")), "selectivity=[]") == [
+        "--set selectivity=[]: selectivity: is the old name of other_deficits, which stands there too; "
+        "leave selectivity out"
+    ]
+    assert complaints(write(OLD + "other_deficits: []\n")) == [
+        "c.yaml:5: selectivity: is the old name of other_deficits, which stands there too; leave selectivity out"
+    ]
+
+
+def test_an_old_key_of_one_kind_is_none_of_another(write):
+    (line,) = complaints(write(GOOD + "selectivity: []\n"))
+    assert line.startswith("c.yaml:10: selectivity: unknown key, did you mean 'selection'?; allowed: experiment, ")
+
+
+def test_an_old_name_of_a_stream_is_read_with_one_line_of_notice(write):
+    old = GOOD.replace("stream: split, dataset: digits, experiences: 5, scenario: domain", "STREAM")
+    path = write(old.replace("STREAM", "stream: recovery, dataset: digits, deficit: {name: blur}"))
+    with pytest.warns(RenamedWarning) as notices:
+        config = load_config(path)
+    assert [str(notice.message) for notice in notices] == [
+        f"{path}:2: benchmark.stream: recovery is now called deficit_then_clear; the old name still works"
+    ]
+    assert config.benchmark.stream == "deficit_then_clear"
+    with pytest.warns(RenamedWarning, match="^--set benchmark.stream=recovery: benchmark.stream: recovery is now"):
+        load_config(path, ["benchmark.stream=recovery"])
+
+
+@pytest.mark.parametrize("stream", ["3", "[recovery]", "{select: [recovery, split]}"])
+def test_other_streams_are_no_old_names(write, stream):
+    assert complaints(write(GOOD), f"benchmark.stream={stream}")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("seeds={select: [[1], [2]]}", "seeds.select: found values on which no run depends; give one value"),
+        ("data_root={select: [a, b]}", "data_root.select: found values on which no run depends; give one value"),
+        (
+            "strategies.0.name={select: [naive, l2]}",
+            "strategies[0].name.select: found values that would rename runs, or give others; give one value",
+        ),
+        (
+            "strategies={select: [[{name: naive}], [{name: naive}, {name: mas}]]}",
+            "strategies.select: found values that would rename runs, or give others; give one value",
+        ),
+        (
+            "benchmark.validation={select: [0.1, 0.2]}",
+            "benchmark.validation: benchmark.validation holds out data by selection.validation; leave this out",
+        ),
+    ],
+)
+def test_what_cannot_be_chosen_is_said(write, change, expected):
+    assert complaints(write(GOOD), change) == [f"--set {change}: {expected}"]
+
+
+def test_any_value_of_a_run_can_be_chosen(write):
+    config = load_config(write(GOOD), ["training.lr={select: [0.1, 0.01]}", "model.hidden={select: [[4], [8]]}"])
+    assert set(Plan(config).searches) == {"naive", "mas", "ewc-strong"}
+    assert [search.option for search in Plan(config).searches["mas"]] == ["model.hidden", "training.lr"]
+
+
+OWN = """
+from math import prod
+from torch import nn
+
+def body(shape, width: int = 3, depth: int = 1):
+    return nn.Sequential(nn.Flatten(), nn.Linear(prod(shape), width), nn.ReLU())
+"""
+
+
+def test_a_network_of_the_users_own_takes_options(write, tmp_path):
+    (tmp_path / "my_networks_of_test_config.py").write_text(OWN)
+    own = GOOD.replace(
+        "{name: mlp, hidden: [8]}", "{name: import, function: my_networks_of_test_config:body, width: 5}"
+    )
+    config = load_config(write(own))
+    assert config.model.arguments() == {"width": 5}
+    assert load_config(write(yaml.safe_dump(config.plain()))).plain() == config.plain()
+    (line,) = complaints(write(own.replace("width", "widht")))
+    assert line == ("c.yaml:3: model: my_networks_of_test_config:body has no option 'widht'; it has: width, depth")
 
 
 def test_1e_3_is_a_number(write):

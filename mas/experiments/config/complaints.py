@@ -7,7 +7,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from mas.experiments.config.search import Search
+from mas.experiments.config.search import SELECT, Search
 from mas.experiments.config.yaml_source import Key, Source, nearest
 from mas.experiments.networks import torchvision_models
 from mas.experiments.options import tag_of
@@ -87,9 +87,10 @@ def _complaint(key: Key, item: Any, model: type[BaseModel], data: Any) -> tuple[
     if kind == "invalid_key":
         return f"found the key {value!r}; allowed", "keys that are text"
     value = item.get("ctx", {}).get("tag", value)
-    if known:
-        return f"found {value!r}{_meant(str(value), known)}; allowed", ", ".join(known)
-    return f"found {value!r}; allowed", _plainly(key, item, model, data)
+    meant = _meant(str(value), known) if known else ""
+    if known and key[-1] != SELECT:
+        return f"found {value!r}{meant}; allowed", ", ".join(known)
+    return f"found {value!r}{meant}; allowed", _plainly(key, item, model, data)
 
 
 def _meant(name: str, known: Sequence[str]) -> str:
@@ -103,8 +104,8 @@ def _meant(name: str, known: Sequence[str]) -> str:
 
 def _plainly(key: Key, item: Any, model: type[BaseModel], data: Any) -> str:
     """Return what may stand at a place, in words that a user of YAML knows."""
-    if key[-1] == "select":
-        return _EXAMPLES["select"]
+    if key[-1] == SELECT:
+        return _EXAMPLES[SELECT]
     models = models_at(model, key, data, chosen=False)
     if models and item["type"] in _NOT_A_MAP:
         tags = _tags(models)
@@ -198,7 +199,7 @@ _EXAMPLES = {  # of keys that a config must have
     "benchmark": "a map such as {dataset: digits}",
     "deficit": "a map such as {name: blur}",
     "lengths": "a list of epochs such as [20, 40]",
-    "select": "a list of values; for lam also continual",
+    SELECT: "a list of values; for lam also continual",
     "strategies": "a list such as [{name: naive}, {name: mas, lam: 1}]",
 }
 _NOT_A_MAP = ("model_type", "model_attributes_type", "dict_type")

@@ -1,6 +1,7 @@
 """A YAML file, or plain data, becomes a typed config, or a list of one-line complaints."""
 
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from pydantic import ValidationError
 from mas.benchmarks import set_data_root
 from mas.experiments.config.checks import check_run_labels
 from mas.experiments.config.complaints import complaints
-from mas.experiments.config.schema import Experiment
-from mas.experiments.config.search import Search, take_out_searches, with_values
+from mas.experiments.config.schema import RENAMED_STREAMS, Experiment
+from mas.experiments.config.search import SELECT, Search, candidates, put, take_out_searches, with_values
 from mas.experiments.config.trial import try_config
 from mas.experiments.config.yaml_source import Source, nearest
-from mas.experiments.errors import UserError
+from mas.experiments.errors import RenamedWarning, UserError
 from mas.experiments.kind import Kind
 from mas.experiments.optimizers import takes
 from mas.experiments.registry import KINDS
@@ -42,6 +43,7 @@ def load_config(
     read = Source(source, changes)
     _find_modules_beside(read)
     kind = _kind(read)
+    _read_old_names(kind, read)
     data, searches = take_out_searches(read)
     config = _on_device(_validated(kind, read, data, searches))
     _check_selection(kind, config, read)
@@ -69,6 +71,25 @@ def _kind(source: Source) -> Kind[Any]:
         return KINDS[name]
     found = "missing" if name is None else f"found {name!r}{nearest(str(name), list(KINDS))}"
     raise UserError(f"{source.where(('experiment',))}: {found}; allowed: {', '.join(KINDS)}")
+
+
+def _read_old_names(kind: Kind[Any], source: Source) -> None:
+    """Put new names in the place of old ones, with a warning for each."""
+    for old, new in kind.renamed.items():
+        if old in source.data:
+            _warn(f"{source.where((old,))}: is now called {new}; the old name still works")
+            source.rename_key(old, new)
+    benchmark = source.data.get("benchmark")
+    old_stream = benchmark.get("stream") if isinstance(benchmark, dict) else None
+    if isinstance(old_stream, str) and old_stream in RENAMED_STREAMS:
+        new_stream = RENAMED_STREAMS[old_stream]
+        where = source.where(("benchmark", "stream"))
+        _warn(f"{where}: {old_stream} is now called {new_stream}; the old name still works")
+        put(source.data, ("benchmark", "stream"), new_stream)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RenamedWarning, stacklevel=4)  # where load_config was called
 
 
 def _validated(kind: Kind[Any], source: Source, data: dict[str, Any], searches: Sequence[Search]) -> Experiment:
@@ -108,9 +129,22 @@ def _check_selection(kind: Kind[Any], config: Experiment, source: Source) -> Non
     if config.benchmark.held_out:
         where, name = source.where(("benchmark", "validation")), source.name(first[:2])
         raise UserError(f"{where}: {name} holds out data by selection.validation; leave this out")
+    for search in config.searches:
+        _check_search(kind, config, search, source)
     if both := set(selection.seeds) & set(config.seed_list()):
         where = source.where(("selection", "seeds"))
         raise UserError(f"{where}: found {min(both)}, for which results are reported; allowed: other seeds")
+
+
+def _check_search(kind: Kind[Any], config: Experiment, search: Search, source: Source) -> None:
+    """Raise UserError where a choice would change which runs there are, or nothing about any run."""
+    where = source.where((*search.place, SELECT))
+    plans = [kind.plan(config.with_choice(choice)) for choice in candidates([search])]
+    labels = [[run.label for run in plan] for plan in plans]
+    if any(other != labels[0] for other in labels):
+        raise UserError(f"{where}: found values that would rename runs, or give others; give one value")
+    if all(plan == plans[0] for plan in plans):
+        raise UserError(f"{where}: found values on which no run depends; give one value")
 
 
 def _check_training(config: Experiment, source: Source) -> None:

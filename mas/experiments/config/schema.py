@@ -238,7 +238,7 @@ class TorchScheduleOptions(EntryOptions):
 
 
 def _torch_schedule_model(name: str) -> type[EntryOptions]:
-    return create_model(name, __base__=TorchScheduleOptions, name=(Literal[name], name))  # type: ignore[call-overload,no-any-return]
+    return create_model(name, __base__=TorchScheduleOptions, name=(Literal[name], name))  # type: ignore[arg-type]
 
 
 SCHEDULE_MODELS = {
@@ -253,6 +253,9 @@ STREAM_MODELS = models_of(STREAMS, "stream", leave_out={"seed"}, base=StreamOpti
 MODEL_MODELS = models_of(MODELS, "name", leave_out={"shape"}, base=ModelOptions)
 STRATEGY_MODELS = models_of(STRATEGIES, "name", leave_out=_NOT_OPTIONS, base=StrategyOptions, typed=_strategy_option)
 PROTECTION_MODELS = models_of(STRATEGIES, "name", leave_out=_NOT_OPTIONS, base=StrategyOptions, typed=_strength_list)
+
+RENAMED_STREAMS = {"recovery": "deficit_then_clear"}
+"""Streams that have an older name: old -> new."""
 
 LOSS_MODELS = models_of(LOSSES, "name", leave_out={"output", "y"})
 

@@ -42,6 +42,14 @@ class Source:
         line = next((self.lines[k] for k in outer if k in self.lines), 1)
         return f"{self.path}:{line}: {name}" if name else f"{self.path}:{line}"
 
+    def rename_key(self, old: str, new: str) -> None:
+        """Read a key of the outermost map under another name; raise UserError if both names stand there."""
+        if new in self.data:
+            raise UserError(f"{self.where((old,))}: is the old name of {new}, which stands there too; leave {old} out")
+        self.data = {new if key == old else key: value for key, value in self.data.items()}
+        self.lines = {_with_first(key, old, new): line for key, line in self.lines.items()}
+        self.changes = {_with_first(key, old, new): change for key, change in self.changes.items()}
+
     @staticmethod
     def name(key: Key) -> str:
         """Return a key as text, such as ``strategies[1].lam``."""
@@ -58,7 +66,7 @@ class Source:
             raise UserError(_not_plain(path, error)) from None
         if not isinstance(data, dict):
             found = "an empty file" if data is None else f"a {type(data).__name__}"
-            raise UserError(f"{path}:1: found {found}; expected a map that starts with experiment: forgetting")
+            raise UserError(f"{path}:1: found {found}; expected a map with experiment: and what it needs")
         return data
 
     def _note_lines(self, node: yaml.Node | None, key: Key) -> None:
@@ -79,6 +87,10 @@ def nearest(name: str, known: Sequence[str]) -> str:
     """Return ``, did you mean 'x'?`` if a known name is near, else nothing."""
     near = difflib.get_close_matches(name, known, n=1)
     return f", did you mean {near[0]!r}?" if near else ""
+
+
+def _with_first(key: Key, old: str, new: str) -> Key:
+    return (new, *key[1:]) if key[:1] == (old,) else key
 
 
 class _Loader(yaml.SafeLoader):

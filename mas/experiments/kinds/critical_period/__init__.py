@@ -16,4 +16,5 @@ CRITICAL_PERIOD = Kind(
     figures=figures,
     page=page,
     headline=headline,
+    renamed={"selectivity": "other_deficits"},
 )
