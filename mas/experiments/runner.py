@@ -158,7 +158,10 @@ def _check_device(device: str) -> None:
 def _claim(plan: Plan, store: Store) -> int:
     """Take the folder for the cells of a plan; return how many of them are finished already."""
     chosen = choices(plan, read_tries(plan, store)) if store.folder.is_dir() else {}
-    cells, waiting = [*plan.trying_cells(), *plan.cells(chosen)], plan.waiting(chosen)
+    to_report, waiting = plan.cells(chosen), plan.waiting(chosen)
+    cells = [*plan.trying_cells(), *to_report]
+    if plan.config.save_model:
+        store.refuse_without_weights(to_report)
     store.claim(plan.config.plain(), cells, waiting, _fingerprints(plan.config))
     return sum(store.read(cell) is not None for cell in cells)
 

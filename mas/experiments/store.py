@@ -91,6 +91,12 @@ class Store:
                 there, here = before.cell.settings.selection, cell.settings.selection
                 self._compare({"selection": there and there.model_dump()}, {"selection": here and here.model_dump()})
 
+    def refuse_without_weights(self, cells: Sequence[Cell]) -> None:
+        """Raise UserError if a cell was trained without keeping its weights: it is not trained again."""
+        for cell in cells:
+            if self._path(cell).is_file() and not self._weights_path(cell).is_file():
+                raise UserError(f"{self.folder}: holds {cell.id} without its weights (save_model: true); {_ELSEWHERE}")
+
     def read(self, cell: Cell) -> CellRecord | None:
         """Return what a cell left, or None if it has not been run."""
         path = self._path(cell)
@@ -117,7 +123,7 @@ class Store:
         Raises:
             UserError: they were not kept.
         """
-        path = self.folder / "models" / f"{cell.id}.pt"
+        path = self._weights_path(cell)
         if not path.is_file():
             raise UserError(f"{path}: no such file; weights are kept by runs with save_model: true")
         loaded: dict[str, Tensor] = torch.load(path, weights_only=True)
@@ -140,6 +146,9 @@ class Store:
 
     def _path(self, cell: Cell) -> Path:
         return self.cells / f"{cell.id}.json"
+
+    def _weights_path(self, cell: Cell) -> Path:
+        return self.folder / "models" / f"{cell.id}.pt"
 
     def _compare(self, there: dict[str, Any], here: dict[str, Any]) -> None:
         if there != here:

@@ -1,14 +1,17 @@
 """Every config of the project: it can be read, and where its data are absent it runs on a small likeness of them."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from mas.experiments.cells import every_cell
-from mas.experiments.loading import load_config
-from mas.experiments.run import run_experiment
 
+from mas.experiments.config.load import load_config
+from mas.experiments.config.schema import MODEL_MODELS
+from mas.experiments.networks import build_model
+from mas.experiments.plan import Plan
+from mas.experiments.runner import run_experiment
 from tests.data import make_folder, real
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("configs/*.yaml"))
@@ -17,7 +20,7 @@ OF_OTHERS = ("mas_sequence.yaml", "mas_pairs.yaml")  # their data must be downlo
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_config_can_be_read(path):
-    assert every_cell(load_config(path, try_data=False))
+    assert Plan(load_config(path, try_data=False)).every_cell()
 
 
 @real
@@ -51,14 +54,13 @@ def test_the_papers_sequences_run_on_small_folders(name, tmp_path, monkeypatch):
     outcome = run_experiment(load_config(tmp_path / "c.yaml"), tmp_path / "runs", workers=1)
     assert outcome.failed == []
     for record in outcome.results.records:
-        matrix = torch.tensor(record["accuracy"])
+        matrix = torch.tensor(record.outcome.accuracy)
         assert matrix.shape == (len(names), len(names))
         assert torch.isfinite(matrix).all()
 
 
 def test_pretrained_weights_are_torchvisions_own(monkeypatch):
     """No weights can be downloaded here: what torchvision would load is put in its place."""
-    from mas.experiments.models import build_model
     from torchvision.models import AlexNet_Weights, alexnet
 
     asked = []
@@ -66,7 +68,8 @@ def test_pretrained_weights_are_torchvisions_own(monkeypatch):
     monkeypatch.setattr(
         AlexNet_Weights, "get_state_dict", lambda self, *args, **kwargs: asked.append(self) or dict(state)
     )
-    model = build_model("alexnet", {"weights": "DEFAULT"}, (3, 64, 64), [3, 4], seed=0)
+    options = MODEL_MODELS["alexnet"](name="alexnet", weights="DEFAULT")
+    model = build_model(partial(options.entry, **options.arguments()), (3, 64, 64), [3, 4], seed=0)
     assert asked == [AlexNet_Weights.DEFAULT]
     body = dict(model.body.named_parameters())
     assert all((value == 0.25).all() for value in body.values())

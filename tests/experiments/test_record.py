@@ -65,7 +65,9 @@ def test_the_form_says_its_version_and_is_plain():
     data = json.loads(record.to_json())
     assert data["version"] == VERSION == 2
     assert (data["label"], data["seed"]) == ("mas", 7)
-    assert data["settings"]["strategy"] == {"name": "mas", **settings_of("mas").strategy.arguments()}
+    options = settings_of("mas").strategy.arguments()
+    assert options.pop("max_samples") is None  # what is not set is left out
+    assert data["settings"]["strategy"] == {"name": "mas", **options}
     assert data["accuracy"] == [[None, None], [0.1 + 0.2, 1.0]]
     assert data["tries"][1][0] == {"strength": 0.0, "accuracy": 0.9, "seconds": 1.5}
     assert data["probes"][0] == {
@@ -101,7 +103,9 @@ def test_every_strategys_settings_come_back(name):
 
 @pytest.mark.parametrize("name", PROBES)
 def test_every_probes_settings_come_back(name):
-    probe = PROBE_MODELS[name].model_validate({"name": name, "label": "own", "every": "end", "data": ["test"]})
+    needed = {"information": {"beta": 0.1, "prior_std": 1.0}, "noise_curve": {"betas": [0.1, 1.0], "prior_std": 1.0}}
+    common = {"name": name, "label": "own", "every": "end", "data": ["test"]}
+    probe = PROBE_MODELS[name].model_validate(common | needed.get(name, {}))
     settings = settings_of("naive").model_copy(update={"probes": [probe]})
     assert settings_again(settings) == settings
 

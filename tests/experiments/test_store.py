@@ -274,8 +274,10 @@ def test_cells_trained_before_weights_were_asked_for_are_told(config_file, tmp_p
     """A finished cell is not trained again; that its weights are missing must not go unsaid."""
     one = ["seeds=1", "strategies=[{name: naive}]"]
     run_experiment(load_config(config_file, one), tmp_path / "r", workers=1)
-    with pytest.raises(UserError, match=r"holds naive-seed0 without its weights"):
+    before = content(tmp_path / "r")
+    with pytest.raises(UserError, match=r"holds naive-seed0 without its weights \(save_model: true\); choose another"):
         run_experiment(load_config(config_file, [*one, "save_model=true"]), tmp_path / "r", workers=1)
+    assert content(tmp_path / "r") == before
 
 
 def test_what_is_kept_is_on_the_cpu_and_a_copy():

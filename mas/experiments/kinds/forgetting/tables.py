@@ -1,6 +1,7 @@
 """Tables of forgetting: accuracies, scores, comparisons, and how values were chosen."""
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,8 @@ from mas.experiments.record import CellRecord
 from mas.experiments.results import Results, Tried
 from mas.experiments.tables import results_table
 from mas.experiments.traces import probes_table, trace_table
+
+_BETWEEN = re.compile(r",(?=[A-Za-z_][\w.]*=)")  # two options; values may hold commas of their own
 
 SELECTION_COLUMNS = ["strategy", "value", "seed", "experience", "status", "ACC", "seconds", "chosen"]
 
@@ -111,7 +114,7 @@ def _strength(value: str) -> float:
 
 
 def _remark(chosen: str, tried: Sequence[str], as_good: int) -> str:
-    parts = [[part.partition("=") for part in value.split(",")] for value in (chosen, *tried)]
+    parts = [[part.partition("=") for part in _BETWEEN.split(value)] for value in (chosen, *tried)]
     ends = []
     for i, (name, _, own) in enumerate(parts[0]):
         number = _number(own)
