@@ -103,7 +103,9 @@ def models_of(
 def _imported(key: str, given: frozenset[str], base: type[EntryOptions]) -> type[EntryOptions]:
     """Return the model of an entry that is imported."""
     fields: dict[str, Any] = {key: (Literal["import"], IMPORT)}
-    model = create_model("import_options", __base__=(ImportedOptions, base), **fields)
+    # of several bases the last one's config counts, and the imported options allow further keys
+    bases = (ImportedOptions,) if issubclass(ImportedOptions, base) else (base, ImportedOptions)
+    model = create_model("import_options", __base__=bases, **fields)
     model.given = given
     return model
 
