@@ -233,8 +233,10 @@ def hold_out(images: Images, share: float, name: str = "validation", seed: int =
 _TEST = ("test", "val", "valid")
 
 
-def _imported(function: str, **options: Any) -> Pair:
+def _imported(function: Any = None, **options: Any) -> Pair:
     """Return the (train, test) of a function of the user's own."""
+    if not isinstance(function, str):
+        raise ValueError(f"dataset import: function is {function!r}; give package.module:name")
     check_options(import_function(function), options, (), function)
     return _load_imported(function, tuple(sorted(options.items())))
 

@@ -84,7 +84,7 @@ def make_strategy(options: StrategyOptions, model: nn.Module, training: CellTrai
         plugins.append(_LearningRate(training))
     strategy = options.entry(
         model=model,
-        optimizer=_optimizer(model, training),
+        optimizer=optimizer_for(model, training),
         criterion=partial(training.loss.entry, **training.loss.arguments()),
         train_mb_size=training.batch_size,
         train_epochs=training.epochs_of(0),
@@ -98,7 +98,8 @@ def make_strategy(options: StrategyOptions, model: nn.Module, training: CellTrai
     return strategy
 
 
-def _optimizer(model: nn.Module, training: CellTraining) -> torch.optim.Optimizer:
+def optimizer_for(model: nn.Module, training: CellTraining) -> torch.optim.Optimizer:
+    """Build the optimizer of a cell."""
     return make_optimizer(
         training.optimizer.name,
         model,

@@ -1,5 +1,7 @@
 """A cell: one independent run, and all there is to know to train it."""
 
+import hashlib
+import re
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -51,6 +53,10 @@ class CellSettings(Options):
     deficit: AnyScheduledDeficit | None = None
     probes: list[AnyProbe] = Field(default=[])
     selection: SelectionMade | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as plain data: the classes of its parts are made at run time, and workers make their own."""
+        return CellSettings.model_validate, (self.model_dump(mode="json"),)
 
     def plain(self) -> dict[str, Any]:
         """Return the settings as plain data.
@@ -114,5 +120,17 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """A name for files."""
-        return f"{self.label}-seed{self.seed}"
+        """A name for files: of the label and the seed."""
+        return f"{_file_name(self.label)}-seed{self.seed}"
+
+
+def _file_name(label: str) -> str:
+    """Return a label that can name a file; one that is long or has odd characters ends in a digest.
+
+    >>> _file_name("mas~lam=0.1"), _file_name("mas~data=a/b")
+    ('mas~lam=0.1', 'mas~data=a_b-71f0bf6c')
+    """
+    if re.fullmatch(r"[\w.+=,~-]{1,150}", label, re.ASCII):
+        return label
+    plain = re.sub(r"[^\w.+=,~-]", "_", label, flags=re.ASCII)
+    return f"{plain[:80]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"

@@ -1,8 +1,8 @@
-"""What a user can mend: shown as one line each, without a traceback."""
+"""Mistakes of the user, shown as one line each without a traceback, and networks that diverged."""
 
 
 class UserError(Exception):
-    """A mistake in what was asked for; every line says what was found and what is allowed."""
+    """A mistake in what was asked for; each line names what was found and what is allowed."""
 
     def __init__(self, *lines: str):
         super().__init__("\n".join(lines))
@@ -10,11 +10,11 @@ class UserError(Exception):
 
 
 class DivergedError(Exception):
-    """Training left the finite numbers; the message says where."""
+    """A loss, weight or output is not finite; the message names the place."""
 
 
 class RenamedWarning(FutureWarning):
     """A config has an old spelling; it is read as the new one. The message says where and what."""
 
 
-BLOW_UPS = (DivergedError, FloatingPointError)  # what ends a cell as diverged; the library raises the second
+BLOW_UPS = (DivergedError, FloatingPointError)  # these end a cell as diverged; the library raises the second

@@ -23,21 +23,35 @@ def mlp(
     activation: Activation = "relu",
     norm: Norm = "none",
 ) -> nn.Module:
-    """Fully connected network on the flattened input; ``hidden`` gives the units of each layer."""
-    layers: list[nn.Module] = []
-    for i, o in pairwise([prod(shape), *hidden]):
-        layers += [nn.Linear(i, o), *([nn.BatchNorm1d(o)] if norm == "batch" else []), _ACTIVATIONS[activation]()]
-    return nn.Sequential(nn.Flatten(), *layers)
+    """Fully connected network on the flattened input; ``hidden`` lists the units of each layer."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in pairwise([prod(shape), *hidden]):
+        layers.append(nn.Linear(inputs, outputs))
+        if norm == "batch":
+            layers.append(nn.BatchNorm1d(outputs))
+        layers.append(_ACTIVATIONS[activation]())
+    return nn.Sequential(*layers)
 
 
 def lenet(shape: Sequence[int]) -> nn.Module:
     """LeNet-5: two convolutions and two linear layers, with ReLU and max pooling (LeCun 1998)."""
+    large_enough = min(shape[1:]) >= 14  # for a second convolution without padding
     convolutions = nn.Sequential(
-        *(nn.Conv2d(shape[0], 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(6, 16, 5, padding=0 if min(shape[1:]) >= 14 else 2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+        nn.Conv2d(shape[0], 6, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5, padding=0 if large_enough else 2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
     )
+    features = _features(convolutions, shape)
     return nn.Sequential(
-        convolutions, nn.Linear(_features(convolutions, shape), 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU()
+        convolutions,
+        nn.Linear(features, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
     )
 
 
@@ -45,16 +59,24 @@ def small_cnn(shape: Sequence[int], width: Count = 32, hidden: Count = 256) -> n
     """Four convolutions and a linear layer: the small CNN of SI and many others (Zenke 2017)."""
     wide = 2 * width
     convolutions = nn.Sequential(
-        *(nn.Conv2d(shape[0], width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU()),
+        nn.Conv2d(shape[0], width, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3, padding=1),
+        nn.ReLU(),
         nn.MaxPool2d(2),
-        *(nn.Conv2d(width, wide, 3, padding=1), nn.ReLU(), nn.Conv2d(wide, wide, 3, padding=1), nn.ReLU()),
-        *(nn.MaxPool2d(2), nn.Flatten()),
+        nn.Conv2d(width, wide, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(wide, wide, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
     )
-    return nn.Sequential(convolutions, nn.Linear(_features(convolutions, shape), hidden), nn.ReLU())
+    features = _features(convolutions, shape)
+    return nn.Sequential(convolutions, nn.Linear(features, hidden), nn.ReLU())
 
 
 def resnet18(shape: Sequence[int], width: Count = 64, stem: Literal["auto", "cifar", "imagenet"] = "auto") -> nn.Module:
-    """ResNet-18 with BatchNorm; ``stem: cifar``, also for images below 64 pixels, keeps their resolution (He 2016)."""
+    """ResNet-18 with BatchNorm; ``stem: auto`` keeps the resolution of images below 64 pixels, as cifar (He 2016)."""
     small = stem == "cifar" or (stem == "auto" and min(shape[1:]) < 64)
     return _resnet(shape[0], [width, 2 * width, 4 * width, 8 * width], blocks=2, small=small)
 
@@ -75,8 +97,13 @@ def vgg_small(shape: Sequence[int], width: Count = 64, hidden: Count = 128) -> n
             channels = out
         layers.append(nn.MaxPool2d(2))
     convolutions = nn.Sequential(*layers, nn.Flatten())
+    features = _features(convolutions, shape)
     return nn.Sequential(
-        convolutions, nn.Linear(_features(convolutions, shape), hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()
+        convolutions,
+        nn.Linear(features, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(),
     )
 
 
@@ -84,11 +111,21 @@ def all_cnn(shape: Sequence[int], width: Count = 96) -> nn.Module:
     """All-convolutional network: eight convolutions with BatchNorm, two with stride, no pooling (Springenberg 2015)."""
     layers: list[nn.Module] = []
     channels = shape[0]
-    for out, stride, kernel in (
-        *((width, 1, 3), (width, 1, 3), (2 * width, 2, 3), (2 * width, 1, 3)),
-        *((2 * width, 1, 3), (2 * width, 2, 3), (2 * width, 1, 3), (2 * width, 1, 1)),
-    ):
-        layers += [nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+    wide = 2 * width
+    plan = [  # channels, stride, kernel size
+        (width, 1, 3),
+        (width, 1, 3),
+        (wide, 2, 3),
+        (wide, 1, 3),
+        (wide, 1, 3),
+        (wide, 2, 3),
+        (wide, 1, 3),
+        (wide, 1, 1),
+    ]
+    for out, stride, kernel in plan:
+        layers.append(nn.Conv2d(channels, out, kernel, stride, padding=kernel // 2, bias=False))
+        layers.append(nn.BatchNorm2d(out))
+        layers.append(nn.ReLU())
         channels = out
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
@@ -96,12 +133,16 @@ def all_cnn(shape: Sequence[int], width: Count = 96) -> nn.Module:
 def vit_tiny(
     shape: Sequence[int], patch: Count = 4, depth: Count = 6, heads: Count = 3, width: Count = 192
 ) -> nn.Module:
-    """Vision transformer of little width; ``patch`` must divide the image's side (Dosovitskiy 2021)."""
+    """Small vision transformer; ``patch`` must divide the image's side, ``heads`` the width (Dosovitskiy 2021)."""
     from torchvision.models import VisionTransformer
 
-    if shape[1] != shape[2] or shape[1] % patch:
-        raise ValueError(f"patch is {patch}; images of {shape[1]}x{shape[2]} need one that divides their side")
-    return _on_colour(shape, _without_head(VisionTransformer(shape[1], patch, depth, heads, width, 4 * width)))
+    _, height, side = shape
+    if height != side or side % patch:
+        raise ValueError(f"patch is {patch}; images of {height}x{side} need one that divides their side")
+    if width % heads:
+        raise ValueError(f"heads is {heads}; a width of {width} needs a number that divides it")
+    transformer = VisionTransformer(side, patch, depth, heads, width, mlp_dim=4 * width)
+    return _on_colour(shape, _without_head(transformer))
 
 
 def alexnet(shape: Sequence[int], weights: str | None = None) -> nn.Module:
@@ -111,11 +152,14 @@ def alexnet(shape: Sequence[int], weights: str | None = None) -> nn.Module:
 
 def torchvision_model(shape: Sequence[int], model: str, weights: str | None = None) -> nn.Module:
     """Any classifier of torchvision by its name there, without its last layer; ``weights`` as torchvision has them."""
-    from torchvision.models import get_model
+    from torchvision.models import get_model, get_model_weights
 
     known = torchvision_models()
     if model not in known:
         raise ValueError(f"model is {model!r}; torchvision has {', '.join(known)}")
+    known_weights = [*get_model_weights(model).__members__, "DEFAULT"]
+    if weights is not None and weights not in known_weights:
+        raise ValueError(f"weights is {weights!r}; {model} has {', '.join(known_weights)}")
     return _on_colour(shape, _without_head(get_model(model, weights=weights)))
 
 
@@ -138,7 +182,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vit_tiny": vit_tiny,
     "torchvision": torchvision_model,
 }
-"""Name in YAML -> function of (input shape, options) that gives the body; a head goes on top."""
+"""Name in YAML -> function of (input shape, options) that returns the body; a head is put on top."""
 
 
 def build_model(
@@ -188,7 +232,7 @@ class MultiHead(MultiTaskModule):
     def forward(self, x: Tensor, task_labels: Any) -> Any:
         """Return logits of shape (N, classes), each sample's by its task's head; without tasks, those of each head.
 
-        Where tasks are mixed, heads with fewer classes than others give -inf for those they lack.
+        Where tasks are mixed, the logits of classes that a sample's head lacks are -inf.
         """
         features = self.body(x)
         if task_labels is None:
@@ -205,22 +249,26 @@ class MultiHead(MultiTaskModule):
 
 
 class GrowingHead(DynamicModule):
-    """A linear head that has the classes seen so far; all their first weights are drawn at the start."""
+    """A linear head with one output for each class so far; the initial weights of all are drawn at the start."""
 
     def __init__(self, whole: nn.Linear):
         super().__init__()
         self.register_buffer("first_weight", whole.weight.detach().clone())
         self.register_buffer("first_bias", whole.bias.detach().clone())
-        self.weight, self.bias = nn.Parameter(self.first_weight[:1].clone()), nn.Parameter(self.first_bias[:1].clone())
+        self.weight = nn.Parameter(self.first_weight[:1].clone())
+        self.bias = nn.Parameter(self.first_bias[:1].clone())
 
     def adaptation(self, experience: Any) -> None:
-        """Grow to the classes of an experience that is to be learned; evaluation shows what is not known yet."""
+        """Add outputs for the new classes of an experience that is to be learned; evaluation adds none."""
         if not self.training:
             return
-        needed, has = 1 + max(experience.classes_in_this_experience), len(self.bias)
-        if needed > has:
-            self.weight = nn.Parameter(torch.cat([self.weight.detach(), self.first_weight[has:needed]]))
-            self.bias = nn.Parameter(torch.cat([self.bias.detach(), self.first_bias[has:needed]]))
+        needed = 1 + max(experience.classes_in_this_experience)
+        present = len(self.bias)
+        if needed > present:
+            new_weight = self.first_weight[present:needed]
+            new_bias = self.first_bias[present:needed]
+            self.weight = nn.Parameter(torch.cat([self.weight.detach(), new_weight]))
+            self.bias = nn.Parameter(torch.cat([self.bias.detach(), new_bias]))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits of shape (N, classes so far)."""
@@ -231,19 +279,17 @@ def _resnet(channels: int, widths: Sequence[int], blocks: int, small: bool) -> n
     from torchvision.models.resnet import BasicBlock
 
     first = widths[0]
-    stem: list[nn.Module] = [nn.Conv2d(channels, first, 3, padding=1, bias=False), nn.BatchNorm2d(first), nn.ReLU()]
-    if not small:
-        stem[0] = nn.Conv2d(channels, first, 7, stride=2, padding=3, bias=False)
-        stem.append(nn.MaxPool2d(3, stride=2, padding=1))
-    layers, wide = [*stem], first
+    layers = _stem(channels, first, small)
+    before = first
     for width in widths:
         for block in range(blocks):
             stride = 2 if block == 0 and width != first else 1
-            short = None
-            if width != wide:
-                short = nn.Sequential(nn.Conv2d(wide, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-            layers.append(BasicBlock(wide, width, stride, short))
-            wide = width
+            shortcut = None
+            if width != before:
+                projection = nn.Conv2d(before, width, 1, stride, bias=False)
+                shortcut = nn.Sequential(projection, nn.BatchNorm2d(width))
+            layers.append(BasicBlock(before, width, stride, shortcut))
+            before = width
     body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     for module in body.modules():
         if isinstance(module, nn.Conv2d):
@@ -251,8 +297,20 @@ def _resnet(channels: int, widths: Sequence[int], blocks: int, small: bool) -> n
     return body
 
 
+def _stem(channels: int, width: int, small: bool) -> list[nn.Module]:
+    """Return the layers before the blocks; those for small images keep the resolution."""
+    # made for large images too, where it is not used: its random draws keep later weights as they always were
+    keeps_resolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+    norm = nn.BatchNorm2d(width)
+    if small:
+        return [keeps_resolution, norm, nn.ReLU()]
+    halves_resolution = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
+    pooling = nn.MaxPool2d(3, stride=2, padding=1)
+    return [halves_resolution, norm, nn.ReLU(), pooling]
+
+
 def _without_head(model: nn.Module) -> nn.Module:
-    """Put an identity in place of the last linear layer."""
+    """Replace the last linear layer by the identity."""
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not names:
         raise ValueError(f"{type(model).__name__} has no linear layer at its end that a head could replace")
@@ -262,7 +320,7 @@ def _without_head(model: nn.Module) -> nn.Module:
 
 
 def _on_colour(shape: Sequence[int], body: nn.Module) -> nn.Module:
-    """Show grey images to a network for colour."""
+    """Let a network for colour images take grey ones too."""
     return body if shape[0] == 3 else nn.Sequential(_Colour(), body)
 
 
@@ -272,7 +330,7 @@ class _Colour(nn.Module):
 
 
 def _features(body: nn.Module, shape: Sequence[int]) -> int:
-    """Count the features that a body gives for inputs of a shape."""
+    """Return the number of features that a body returns for inputs of a shape."""
     was = body.training
     with torch.no_grad():
         try:

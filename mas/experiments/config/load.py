@@ -49,8 +49,9 @@ def load_config(
     _check_selection(kind, config, read)
     _check_searches(kind, config, read)
     _check_training(config, read)
-    kind.check(config, read)
-    check_run_labels([run.label for run in kind.plan(config)], read)
+    for variant in config.variants():
+        kind.check(variant, read)
+        check_run_labels([run.label for run in kind.plan(variant)], read)
     if root := data_root or config.data_root:
         _look_in(Path(root).expanduser())
     if try_data:
@@ -127,12 +128,19 @@ def _check_selection(kind: Kind[Any], config: Experiment, source: Source) -> Non
         raise UserError(
             f"{source.where((*first, 'select'))}: experiment: {kind.name} has no ACC to choose by; give one value"
         )
+    for search in config.searches:
+        if search.place[0] in _NEVER_CHOSEN or search.place[-1] in ("label", "device"):
+            where = source.where((*search.place, "select"))
+            raise UserError(f"{where}: nothing to choose by ACC; give one value")
     if config.benchmark.held_out:
         where, name = source.where(("benchmark", "validation")), source.name(first[:2])
         raise UserError(f"{where}: {name} holds out data by selection.validation; leave this out")
     if both := set(selection.seeds) & set(config.seed_list()):
         where = source.where(("selection", "seeds"))
         raise UserError(f"{where}: found {min(both)}, for which results are reported; allowed: other seeds")
+
+
+_NEVER_CHOSEN = ("data_root", "probes", "save_model", "seeds", "selection")
 
 
 def _check_training(config: Experiment, source: Source) -> None:

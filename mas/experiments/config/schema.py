@@ -22,7 +22,7 @@ from pydantic import (
 from mas.annotations import Count, NonNegativeInt, OpenFraction, Positive
 from mas.benchmarks import DEFICITS, STREAMS
 from mas.benchmarks.deficits import FILLED_IN
-from mas.experiments.config.search import Choice, Search, put, value_at, with_values
+from mas.experiments.config.search import Choice, Search, candidates, put, value_at, with_values
 from mas.experiments.config.yaml_source import Key
 from mas.experiments.losses import LOSSES
 from mas.experiments.networks import MODELS
@@ -32,7 +32,7 @@ from mas.experiments.schedules import SCHEDULES, TORCH_SCHEDULES, torch_factor, 
 from mas.imports import IMPORT, check_options
 from mas.strategies import PROBES, STRATEGIES, DataName
 
-Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]  # it becomes part of file names
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=100)]  # part of file names
 View = Literal["train", "test", "impaired_train", "impaired_test", "current"]
 T = TypeVar("T")
 
@@ -370,6 +370,13 @@ class Experiment(Options):
         """Return the config with a choice made."""
         values = {search.place: value for search, value in zip(choice.searches, choice.values, strict=True)}
         return type(self).model_validate(with_values(self.model_dump(mode="json"), values))
+
+    def variants(self) -> Iterator[Self]:
+        """Yield the config, then the config with each further value of each search, one search at a time."""
+        yield self
+        for search in self.searches:
+            for choice in candidates([search])[1:]:
+                yield self.with_choice(choice)
 
     def plain(self) -> dict[str, Any]:
         """Return the config as plain data, with every default; what is to be chosen stands as ``{select: [...]}``."""

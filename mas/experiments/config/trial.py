@@ -10,7 +10,7 @@ from avalanche.models.dynamic_modules import avalanche_model_adaptation
 from torch import nn
 
 from mas.benchmarks import DATASETS, DeficitPlugin, make_deficit
-from mas.experiments.build import make_strategy, model_for
+from mas.experiments.build import make_strategy, model_for, optimizer_for
 from mas.experiments.cell import CellSettings, CellTraining
 from mas.experiments.config.schema import (
     DeficitOptions,
@@ -32,9 +32,19 @@ from mas.strategies.samples import by_task_labels
 def try_config(kind: Kind[Any], config: Experiment, source: Source) -> None:
     """Build benchmark, network and strategies once, impair a batch, and take each probe of a few samples.
 
+    Values of a search are tried one search at a time, those of strategies on the network alone.
+
     Raises:
         UserError: where in the config the mistake is, and what it is.
     """
+    _try_all(kind, config, source)
+    for search in config.searches:
+        if search.place[0] != "strategies":
+            for choice in candidates([search])[1:]:
+                _try_all(kind, config.with_choice(choice), source)
+
+
+def _try_all(kind: Kind[Any], config: Experiment, source: Source) -> None:
     _check_imports(config, source)
     benchmark = _try_benchmark(kind, config, source)
     with _said_at(source, ("model",)):
@@ -58,6 +68,8 @@ def _try_benchmark(kind: Kind[Any], config: Experiment, source: Source) -> Any:
     stream = config.benchmark
     with _said_at(source, ("benchmark",)):
         benchmark = stream.entry(**stream.arguments())
+        if not hasattr(benchmark, "train_stream"):
+            raise ValueError(f"the stream is a {type(benchmark).__name__}; expected a benchmark of Avalanche")
     selection = kind.selection(config)
     chooses = config.searches or any(s.continual_choice for _, s in parts_of(config, StrategyOptions))
     if selection is not None and chooses:
@@ -105,11 +117,10 @@ def _try_smallest_batch(config: Experiment, benchmark: Any, model: nn.Module, so
 
 
 def _try_strategies(config: Experiment, model: nn.Module, source: Source) -> None:
-    variants = [config]
-    for search in config.searches:
-        variants += [config.with_choice(choice) for choice in candidates([search])]
     training = CellTraining(**config.training.model_dump() | {"device": "cpu"})
-    for variant in variants:
+    with _said_at(source, ("training", "optimizer")):
+        optimizer_for(model, training)
+    for variant in config.variants():
         for place, options in parts_of(variant, StrategyOptions):
             with _said_at(source, place):
                 for one in options.each_strength():
@@ -147,4 +158,13 @@ def _said_at(source: Source, place: Key) -> Iterator[None]:
     try:
         yield
     except (ValueError, FloatingPointError) as error:  # a probe may blow up
-        raise UserError(f"{source.where(place)}: {error}") from None
+        raise UserError(f"{source.where(place)}: {_one_line(error)}") from None
+    except _WRONG_ARGUMENTS as error:  # of torch, or of the user's own functions
+        raise UserError(f"{source.where(place)}: {type(error).__name__}: {_one_line(error)}") from None
+
+
+_WRONG_ARGUMENTS = (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, RuntimeError)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

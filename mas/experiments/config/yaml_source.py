@@ -1,6 +1,7 @@
 """A YAML file as plain data that still knows which line each key came from."""
 
 import difflib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -36,7 +37,7 @@ class Source:
         name = self.name(key)
         outer = [key[:n] for n in range(len(key), -1, -1)]  # a missing key stands where its map does
         if change := next((self.changes[k] for k in outer if k in self.changes), None):
-            return f"--set {change}: {name}"
+            return f"--set {' '.join(change.split())}: {name}"
         if self.path is None:
             return name or "config"
         line = next((self.lines[k] for k in outer if k in self.lines), 1)
@@ -106,6 +107,8 @@ def _load(text: str) -> Any:
     loader = _Loader(text)  # what yaml.safe_load does, with the loader above
     try:
         return loader.get_single_data()
+    except ValueError as error:  # a date or a number that looks like one and is none
+        raise yaml.YAMLError(str(error)) from None
     finally:
         loader.dispose()
 
@@ -131,13 +134,16 @@ def _not_plain(path: Path, error: yaml.YAMLError) -> str:
 def _apply(data: Any, change: str) -> Key:
     """Set ``a.b.0.c=value`` in plain data, and return the key."""
     path, equals, text = change.partition("=")
-    key = tuple(int(part) if part.isdigit() else part for part in path.strip().split("."))
+    key = tuple(int(part) if part.isdecimal() else part for part in path.strip().split("."))
     if not equals or "" in key:
         raise UserError(f"--set {change}: expected key=value, such as training.epochs=2 or strategies.0.lam=10")
     try:
         value = _load(text)
+        json.dumps(value, default=str, skipkeys=True)
     except yaml.YAMLError:
         raise UserError(f"--set {change}: {text!r} is not plain YAML") from None
+    except ValueError:
+        raise UserError(f"--set {change}: holds an anchor that contains itself; write it out") from None
     for part in key[:-1]:
         data = data.setdefault(part, {}) if isinstance(data, dict) else _item(data, part, change)
     if not isinstance(data, dict):
