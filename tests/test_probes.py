@@ -63,7 +63,7 @@ def state_of(strategy):
 @pytest.mark.parametrize("name", PROBES)
 def test_law_3_a_run_with_probes_ends_as_one_without(name, data):
     plain = trained()
-    plugin = ProbePlugin({name: probe(name)}, data, Schedule(unit="iterations"), max_samples=40)
+    plugin = ProbePlugin({name: probe(name)}, data, schedule=Schedule(unit="iterations"), max_samples=40)
     probed = trained([plugin])
     assert plugin.rows
     assert all(torch.equal(a, b) for a, b in zip(state_of(plain), state_of(probed), strict=True))
@@ -89,7 +89,7 @@ def batches_of(data):
 @pytest.mark.parametrize("name", PROBES)
 def test_a_probe_says_what_the_plain_function_says(name):
     stream = whole("digits", train=60, test=30)
-    plugin = ProbePlugin({name: probe(name)}, "test", Schedule(None))
+    plugin = ProbePlugin({name: probe(name)}, "test", schedule=Schedule(None))
     model = trained([plugin], stream=stream.train_stream).model
     batches = batches_of(stream.test_stream[0].dataset)
     x, y, _ = batches[0]
