@@ -9,6 +9,7 @@ if __name__ != "mas.strategies":
     )
 
 from mas.strategies.baselines import AGEM, GEM, Cumulative, DERpp, GEMPlugin, LwF, LwFPlugin, Replay
+from mas.strategies.measured_data import DataName
 from mas.strategies.plugins import (
     EWCPlugin,
     ImportancePlugin,
@@ -21,7 +22,6 @@ from mas.strategies.plugins import (
     SIPlugin,
 )
 from mas.strategies.probes import PROBES, ProbePlugin, Schedule
-from mas.strategies.samples import DataName
 from mas.strategies.supervised import EWC, L2, MAS, SI, Joint, LocalMAS, Naive, OnlineEWC, Random, RWalk
 
 STRATEGIES = {

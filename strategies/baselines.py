@@ -1,4 +1,4 @@
-"""Avalanche's own methods beside ours, mended where they are broken, so that ours stand in context."""
+"""Avalanche's own methods, for comparison with ours; broken ones are repaired."""
 
 from typing import Any
 
@@ -10,32 +10,33 @@ from avalanche.training.plugins import GEMPlugin as AvalancheGEMPlugin
 from avalanche.training.plugins import LwFPlugin as AvalancheLwFPlugin
 from avalanche.training.supervised import Cumulative as AvalancheCumulative
 from avalanche.training.supervised import der
+from avalanche.training.templates import SupervisedTemplate
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
 from mas.annotations import Count, NonNegative, Positive
-from mas.strategies.supervised import Naive, as_avalanche, on_plugin
+from mas.strategies.supervised import Criterion, Naive, as_avalanche, on_plugin
 
 
 class LwFPlugin(AvalancheLwFPlugin):
-    """Learning without Forgetting, its teacher in eval mode: Avalanche's goes on moving its BatchNorm statistics.
+    """Learning without Forgetting with the teacher in eval mode: Avalanche's keeps updating its BatchNorm statistics.
 
     Args:
-        alpha: weight of the distillation.
+        alpha: weight of the distillation loss.
         temperature: of its softmax.
     """
 
     def __init__(self, alpha: NonNegative = 1.0, temperature: Positive = 2.0):
         super().__init__(alpha, temperature)
 
-    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Take the model as it stands for the teacher."""
+    def after_training_exp(self, strategy: SupervisedTemplate, *args: object, **kwargs: object) -> None:
+        """Copy the current model as the teacher."""
         super().after_training_exp(strategy, *args, **kwargs)
         self.lwf.prev_model.eval().requires_grad_(False)
 
 
 class GEMPlugin(AvalancheGEMPlugin):
-    """Gradient Episodic Memory, its quadratic program solved by SciPy: Avalanche needs a solver that may be absent.
+    """Gradient Episodic Memory, with its quadratic program solved by SciPy: Avalanche needs an optional solver.
 
     Args:
         patterns_per_experience: samples stored of each experience.
@@ -46,18 +47,24 @@ class GEMPlugin(AvalancheGEMPlugin):
         super().__init__(patterns_per_experience, memory_strength)
 
     def solve_quadprog(self, g: Tensor) -> Tensor:
-        """Give the gradient nearest to ``g`` that does not point against the memories' gradients.
+        """Return the gradient nearest to ``g`` that does not point against the memories' gradients.
 
-        min ½ vᵀ P v + (M g)ᵀ v, v ≥ margin, P = M Mᵀ + 10⁻³ 1; with v = s + margin and P = L Lᵀ it is
-        non-negative least squares, min ‖Lᵀ s + L⁻¹ (M g + P margin)‖ (Lopez-Paz 2017, eq. 11).
+        Solve min ½ vᵀ P v + (M g)ᵀ v with v ≥ margin and P = M Mᵀ + 10⁻³ 1. With v = s + margin and
+        P = L Lᵀ this is non-negative least squares, min ‖Lᵀ s + L⁻¹ (M g + P margin)‖
+        (Lopez-Paz 2017, eq. 11).
         """
         memory = self.G.double()
-        p = (memory @ memory.T).cpu().numpy() + 1e-3 * np.eye(len(memory))
+        gradient = g.double()
+        memory_products = (memory @ memory.T).cpu().numpy()
+        p = memory_products + 1e-3 * np.eye(len(memory))
         root = np.linalg.cholesky(p)
         margin = np.full(len(memory), self.memory_strength)
-        target = np.linalg.solve(root, (memory @ g.double()).cpu().numpy() + p @ margin)
-        v = nnls(root.T, -target)[0] + margin
-        return (torch.as_tensor(v).to(memory) @ memory + g.double()).to(g.dtype)
+        linear = (memory @ gradient).cpu().numpy() + p @ margin
+        target = np.linalg.solve(root, linear)
+        solution, _ = nnls(root.T, -target)
+        v = torch.as_tensor(solution + margin).to(memory)
+        projected: Tensor = v @ memory + gradient
+        return projected.to(g.dtype)
 
 
 class _AGEMPlugin(AGEMPlugin):
@@ -79,7 +86,7 @@ class LwF(Naive):
 
 @as_avalanche
 class Replay(Naive):
-    """Replay: each batch has as many stored samples beside it (Rolnick 2019; Avalanche's buffer)."""
+    """Replay: add as many stored samples to each batch (Rolnick 2019; Avalanche's buffer)."""
 
     __init__ = on_plugin(_ReplayPlugin)
 
@@ -109,14 +116,11 @@ class DERpp(der.DER):
         alpha: NonNegative = 0.1,
         beta: NonNegative = 0.5,
         batch_size_mem: Count | None = None,
-        criterion: Any = None,
+        criterion: Criterion | None = None,
         **arguments: Any,
     ):
         """Take the size of the memory and the weights of outputs (α) and labels (β), beside Avalanche's arguments."""
-        if isinstance(arguments.get("model"), MultiTaskModule):
-            raise ValueError("DER++ stores outputs without task labels; use the scenario domain or class")
-        if any(isinstance(m, DynamicModule) for m in getattr(arguments.get("model"), "modules", list)()):
-            raise ValueError("DER++ stores outputs, whose number cannot grow; use head: shared")
+        _check_outputs_can_be_stored(arguments.get("model"))
         super().__init__(
             mem_size=mem_size,
             alpha=alpha,
@@ -127,10 +131,17 @@ class DERpp(der.DER):
         )
 
 
+def _check_outputs_can_be_stored(model: nn.Module | None) -> None:
+    if isinstance(model, MultiTaskModule):
+        raise ValueError("DER++ stores outputs without task labels; use the scenario domain or class")
+    if isinstance(model, nn.Module) and any(isinstance(module, DynamicModule) for module in model.modules()):
+        raise ValueError("DER++ stores outputs, whose number cannot grow; use head: shared")
+
+
 @as_avalanche
 class Cumulative(AvalancheCumulative):
     """Train on all data so far in each experience, from the weights of the one before: a ceiling."""
 
-    def __init__(self, *, criterion: Any = None, **arguments: Any):
+    def __init__(self, *, criterion: Criterion | None = None, **arguments: Any):
         """Take Avalanche's arguments; the loss is cross-entropy by default."""
         super().__init__(criterion=criterion or nn.CrossEntropyLoss(), **arguments)

@@ -1,4 +1,4 @@
-"""Probes: measures taken on a schedule while any Avalanche strategy trains, which change nothing.
+"""Probes: measures that are taken on a schedule while an Avalanche strategy trains, and change nothing.
 
 >>> probe = ProbePlugin({"trace": PROBES["fisher_trace"]}, data="train", schedule=Schedule(every=5))
 >>> strategy = Naive(model, optimizer, plugins=[probe])  # doctest: +SKIP
@@ -8,12 +8,14 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from annotated_types import MinLen
+from avalanche.benchmarks import DatasetExperience
 from avalanche.training.plugins import SupervisedPlugin
+from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 
 from mas.annotations import Count, NonNegative, Positive
@@ -32,21 +34,24 @@ from mas.plasticity import (
     trainability,
 )
 from mas.state import preserving_state
-from mas.strategies.samples import Data, batches, check_data, data_of_all, forward_for, task_of
+from mas.strategies.measured_data import Data, check_data, data_of_all, forward_for, measured_batches, task_of
 
-Probe = Callable[[nn.Module, Sequence[Batch], Forward], float | Mapping[str, float]]
+Found = float | Mapping[str, float]  # one number, or numbers by part
+Probe = Callable[[nn.Module, Sequence[Batch], Forward], Found]
 
-_BATCH = 500  # samples a probe sees at once
+_BATCH_SIZE = 500
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When to look, counted from the beginning of each experience; the beginning and the end are always looked at.
+    """When to measure, counted from the beginning of each experience.
+
+    Each experience is also measured at its end and, unless ``every`` is None, at its beginning.
 
     Attributes:
-        every: so many epochs or iterations; None for the end of each experience alone.
+        every: number of epochs or iterations between two measurements; None measures only at the end.
         unit: "epochs" or "iterations".
-        spacing: "even", or "log": at 1, 2, 5, 10, ..., which is ``every`` = 3 looks for each factor of ten.
+        spacing: "even", or "log": at 1, 2, 5, 10, ..., which is ``every`` = 3 measurements per factor of ten.
     """
 
     every: int | None = 1
@@ -58,7 +63,7 @@ class Schedule:
             raise ValueError(f"every is {self.every}; give a number of at least 1, or None for the end alone")
 
     def due(self, count: int) -> bool:
-        """Say whether to look after so many epochs or iterations.
+        """Return whether to measure after ``count`` epochs or iterations.
 
         >>> [n for n in range(101) if Schedule(3, spacing="log").due(n)]
         [0, 1, 2, 5, 10, 22, 46, 100]
@@ -68,43 +73,45 @@ class Schedule:
         if self.spacing == "even" or count == 0:
             return count % self.every == 0
         nearest = round(self.every * math.log10(count))
-        return any(round(10 ** (k / self.every)) == count for k in (nearest - 1, nearest, nearest + 1))
+        candidates = (nearest - 1, nearest, nearest + 1)
+        return any(count == round(10 ** (k / self.every)) for k in candidates)
 
 
-class Row(NamedTuple):
-    """What one probe gave at one time."""
+class ProbeRow(NamedTuple):
+    """One value that one probe measured at one time."""
 
-    experience: int  # that is trained, counted from 0; in joint training, the last
-    epoch: int  # of this experience that are done
+    experience: int  # in training, counted from 0; in joint training, the last
+    epoch: int  # finished in this experience
     iteration: int  # the same
     probe: str
-    part: str  # a layer, say; empty where the probe gives a single number
+    part: str  # such as a layer; empty if the probe returns a single number
     value: float
 
 
-class ProbePlugin(SupervisedPlugin[Any]):
+class ProbePlugin(SupervisedPlugin):
     """Measure the network on a schedule.
 
     Args:
-        probes: by name, ``probe(model, batches, forward)`` gives a number, or numbers by part. Those of
-            `PROBES` or your own; options are set with `functools.partial`.
-        data: what to measure on: the "train" data of the experience that is trained, the "test" data
-            of the same experience, "both", a data set, or ``data(experience)``, which gives one; in joint
+        probes: functions by name; ``probe(model, batches, forward)`` returns a number, or numbers by part.
+            Use those of `PROBES` or your own; set options with `functools.partial`.
+        data: what to measure on: the "train" data of the experience in training, the "test" data
+            of the same experience, "both", a data set, or ``data(experience)``, which returns one; in joint
             training, of all its experiences.
-        schedule: when.
-        max_samples: measure on a random draw of that many samples, the same each time.
+        schedule: when to measure.
+        max_samples: measure on a random draw of this many samples, the same each time.
 
-    Nothing but ``rows`` changes: not weights, gradients, buffers or modes, nor any random stream.
+    Only ``rows`` changes: weights, gradients, buffers, modes and all random streams stay as they are.
 
     Raises:
-        FloatingPointError: while training, by each of `PROBES`: the network has diverged, or what is
-            measured is not finite. It ends a cell of an experiment as diverged.
+        FloatingPointError: while training, by each of `PROBES`: the network has diverged, or the measured
+            value is not finite. It ends a cell of an experiment as diverged.
     """
 
     def __init__(
         self,
         probes: Mapping[str, Probe],
         data: Data = "train",
+        *,
         schedule: Schedule = Schedule(),
         max_samples: int | None = None,
     ):
@@ -112,64 +119,74 @@ class ProbePlugin(SupervisedPlugin[Any]):
         check_data(data)
         if max_samples is not None and max_samples < 1:
             raise ValueError(f"max_samples is {max_samples}; give a number of at least 1, or None for all")
-        self.probes, self.data, self.schedule, self.max_samples = dict(probes), data, schedule, max_samples
-        self.rows: list[Row] = []
-        self.experience = self.epoch = self.iteration = 0
+        self.probes = dict(probes)
+        self.data = data
+        self.schedule = schedule
+        self.max_samples = max_samples
+        self.rows: list[ProbeRow] = []
+        self.experience = 0
+        self.epoch = 0
+        self.iteration = 0
 
-    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Look at the network as the experience finds it."""
-        self.experience, self.epoch = strategy.clock.train_exp_counter + len(_trained(strategy)) - 1, 0
+    def before_training_exp(self, strategy: SupervisedTemplate, *args: object, **kwargs: object) -> None:
+        """Measure before the first step of an experience."""
+        self.experience = strategy.clock.train_exp_counter + len(_in_training(strategy)) - 1
+        self.epoch = 0
         self.iteration = 0
         if self.schedule.every is not None:
-            self._look(strategy)
+            self._measure(strategy)
 
-    def after_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Count, and look if it is time."""
+    def after_training_iteration(self, strategy: SupervisedTemplate, *args: object, **kwargs: object) -> None:
+        """Count the iteration, and measure if it is due."""
         self.iteration += 1
         if self.schedule.unit == "iterations" and self.schedule.due(self.iteration):
-            self._look(strategy)
+            self._measure(strategy)
 
-    def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Count, and look if it is time."""
+    def after_training_epoch(self, strategy: SupervisedTemplate, *args: object, **kwargs: object) -> None:
+        """Count the epoch, and measure if it is due."""
         self.epoch += 1
         if self.schedule.unit == "epochs" and self.schedule.due(self.epoch):
-            self._look(strategy)
+            self._measure(strategy)
 
-    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        """Look at what the experience leaves."""
+    def after_training_exp(self, strategy: SupervisedTemplate, *args: object, **kwargs: object) -> None:
+        """Measure at the end of an experience, unless its last step was measured."""
         last = self.rows[-1] if self.rows else None
-        if last is None or (last.experience, last.iteration) != (self.experience, self.iteration):
-            self._look(strategy)
+        measured = last is not None and (last.experience, last.iteration) == (self.experience, self.iteration)
+        if not measured:
+            self._measure(strategy)
 
-    def _look(self, strategy: Any) -> None:
-        data = data_of_all(self.data, _trained(strategy))
+    def _measure(self, strategy: SupervisedTemplate) -> None:
+        data = data_of_all(self.data, _in_training(strategy))
         forward = forward_for(strategy, data, task_of(strategy.experience))
         with preserving_state(strategy.model):
             generator = torch.Generator().manual_seed(0)
-            drawn = list(batches(strategy, data, self.max_samples, generator, _BATCH))
+            drawn = measured_batches(
+                strategy, data, max_samples=self.max_samples, generator=generator, size=_BATCH_SIZE
+            )
+            batches = list(drawn)
             for name, probe in self.probes.items():
-                found = probe(strategy.model, drawn, forward)
-                parts = found if isinstance(found, Mapping) else {"": found}
-                self.rows += [
-                    Row(self.experience, self.epoch, self.iteration, name, part, float(value))
-                    for part, value in parts.items()
-                ]
+                self._append(name, probe(strategy.model, batches, forward))
+
+    def _append(self, name: str, found: Found) -> None:
+        parts = found if isinstance(found, Mapping) else {"": found}
+        for part, value in parts.items():
+            self.rows.append(ProbeRow(self.experience, self.epoch, self.iteration, name, part, float(value)))
 
 
-def _trained(strategy: Any) -> Sequence[Any]:
-    """Give the experience that is trained, or all of joint training."""
+def _in_training(strategy: SupervisedTemplate) -> Sequence[DatasetExperience]:
+    """Return the experience in training, or all experiences of joint training."""
     return getattr(strategy, "_experiences", None) or [strategy.experience]
 
 
 def accuracy(model: nn.Module, batches: Sequence[Batch], forward: Forward) -> float:
-    """Accuracy: the share of samples whose greatest output is that of their label.
+    """Accuracy: the share of samples whose largest output is that of their label.
 
     Raises:
         FloatingPointError: a weight or an output is not finite. -inf is accepted for some of a sample's
-            outputs, as a mask of classes gives it.
+            outputs, since masks of classes set it.
     """
-    right, _, seen = _answers(model, batches, forward)
-    return right / seen
+    counts = _predict(model, batches, forward)
+    return counts.right / counts.samples
 
 
 def loss(model: nn.Module, batches: Sequence[Batch], forward: Forward) -> float:
@@ -178,70 +195,77 @@ def loss(model: nn.Module, batches: Sequence[Batch], forward: Forward) -> float:
     Raises:
         FloatingPointError: as for `accuracy`, or the loss is not finite.
     """
-    _, total, seen = _answers(model, batches, forward)
-    if not math.isfinite(total):
-        raise FloatingPointError(f"the loss is {total / seen}; the network has diverged")
-    return total / seen
+    counts = _predict(model, batches, forward)
+    mean = counts.loss / counts.samples
+    if not math.isfinite(counts.loss):
+        raise FloatingPointError(f"the loss is {mean}; the network has diverged")
+    return mean
 
 
 def fisher_trace_probe(
-    model: nn.Module, batches: Sequence[Batch], forward: Forward, labels: Labels = "exact"
+    model: nn.Module, batches: Sequence[Batch], forward: Forward, *, labels: Labels = "exact"
 ) -> dict[str, float]:
     """Fisher trace of each layer, see `mas.fisher_trace`."""
-    return fisher_trace(model, batches, labels, forward)
+    return fisher_trace(model, batches, labels=labels, forward=forward)
 
 
 def information(
     model: nn.Module,
     batches: Sequence[Batch],
     forward: Forward,
+    *,
     beta: Positive,
     prior_std: Positive,
     labels: Labels = "exact",
 ) -> dict[str, float]:
     """Information in the weights of each layer, in nats, at β and prior; see `mas.information_in_weights`."""
-    return information_in_weights(model, fisher_importance(model, batches, labels, forward), beta, prior_std)
+    fisher = fisher_importance(model, batches, labels=labels, forward=forward)
+    return information_in_weights(model, fisher, beta=beta, prior_std=prior_std)
 
 
 def noise_curve(
     model: nn.Module,
     batches: Sequence[Batch],
     forward: Forward,
+    *,
     betas: Annotated[list[Positive], MinLen(1)],
     prior_std: Positive,
     draws: Count = 10,
 ) -> dict[str, float]:
-    """Accuracy with the posterior's noise on the weights, and information, see `mas.accuracy_information_curve`."""
-    fisher = fisher_importance(model, batches, "exact", forward)
-    points = accuracy_information_curve(model, batches, fisher, betas, prior_std, draws, forward)
-    nats = {f"information beta={p.beta:g}": p.information for p in points}
-    return nats | {f"accuracy beta={p.beta:g}": p.accuracy for p in points}
+    """Accuracy under the posterior's noise on the weights, and information, see `mas.accuracy_information_curve`."""
+    fisher = fisher_importance(model, batches, labels="exact", forward=forward)
+    points = accuracy_information_curve(
+        model, batches, fisher=fisher, betas=betas, prior_std=prior_std, draws=draws, forward=forward
+    )
+    informations = {f"information beta={point.beta:g}": point.information for point in points}
+    accuracies = {f"accuracy beta={point.beta:g}": point.accuracy for point in points}
+    return informations | accuracies
 
 
 def dormant_units_probe(
-    model: nn.Module, batches: Sequence[Batch], forward: Forward, threshold: NonNegative = 0.025
+    model: nn.Module, batches: Sequence[Batch], forward: Forward, *, threshold: NonNegative = 0.025
 ) -> dict[str, float]:
     """Share of dormant units in each layer, see `mas.dormant_units`."""
-    return dormant_units(model, batches, threshold, forward)
+    return dormant_units(model, batches, threshold=threshold, forward=forward)
 
 
 def dead_units_probe(model: nn.Module, batches: Sequence[Batch], forward: Forward) -> dict[str, float]:
     """Share of dead units in each layer, see `mas.dead_units`."""
-    return dead_units(model, batches, forward)
+    return dead_units(model, batches, forward=forward)
 
 
 def effective_rank_probe(model: nn.Module, batches: Sequence[Batch], forward: Forward) -> float:
-    """Effective rank of the features that the last layer is fed, see `mas.effective_rank`."""
-    return effective_rank(features(model, batches, forward))
+    """Effective rank of the features that enter the last layer, see `mas.effective_rank`."""
+    return effective_rank(features(model, batches, forward=forward))
 
 
 def stable_rank_probe(model: nn.Module, batches: Sequence[Batch], forward: Forward) -> float:
-    """Stable rank of the features that the last layer is fed, see `mas.stable_rank`."""
-    return stable_rank(features(model, batches, forward))
+    """Stable rank of the features that enter the last layer, see `mas.stable_rank`."""
+    return stable_rank(features(model, batches, forward=forward))
 
 
 def mean_weight_probe(model: nn.Module, batches: Sequence[Batch], forward: Forward) -> float:
-    """Mean of |w| over all weights; needs no data."""
+    """Mean of |w| over all weights; uses no data."""
     return mean_weight(model)
 
 
@@ -251,13 +275,13 @@ def gradient_norm_probe(model: nn.Module, batches: Sequence[Batch], forward: For
 
 
 def trainability_probe(
-    model: nn.Module, batches: Sequence[Batch], forward: Forward, steps: Count = 100, lr: Positive = 0.01
+    model: nn.Module, batches: Sequence[Batch], forward: Forward, *, steps: Count = 100, lr: Positive = 0.01
 ) -> float:
-    """Loss after some steps on random labels, on a copy, see `mas.trainability`."""
-    return trainability(model, batches, steps, lr, forward)
+    """Loss of a copy after some steps on random labels, see `mas.trainability`."""
+    return trainability(model, batches, steps=steps, lr=lr, forward=forward)
 
 
-PROBES: dict[str, Callable[..., float | Mapping[str, float]]] = {
+PROBES: dict[str, Callable[..., Found]] = {
     "accuracy": accuracy,
     "loss": loss,
     "fisher_trace": fisher_trace_probe,
@@ -271,20 +295,28 @@ PROBES: dict[str, Callable[..., float | Mapping[str, float]]] = {
     "gradient_norm": gradient_norm_probe,
     "trainability": trainability_probe,
 }
-"""Name in YAML -> probe; its arguments after the first three are options."""
+"""Name in YAML -> probe. Its arguments after the first three are options."""
 
 
-def _answers(model: nn.Module, batches: Sequence[Batch], forward: Forward) -> tuple[int, float, int]:
-    """Count right answers, sum the loss, count samples."""
-    right, total, seen = 0, 0.0, 0
+@dataclass
+class _Predictions:
+    right: int = 0
+    loss: float = 0.0  # summed over samples
+    samples: int = 0
+
+
+def _predict(model: nn.Module, batches: Sequence[Batch], forward: Forward) -> _Predictions:
+    """Count right predictions and samples, and sum the cross-entropy."""
+    counts = _Predictions()
     check_weights(model)  # a bias of -inf looks like a masked class
     with preserving_state(model), torch.no_grad():
         for batch in with_samples(batches):
-            output, y = forward(model, batch), labels_of(batch, "this probe")
+            output = forward(model, batch)
+            y = labels_of(batch, "this probe")
             check_output(output)
-            right += int((output.argmax(1) == y).sum())
-            total += float(F.cross_entropy(output.double(), y, reduction="sum"))
-            seen += len(y)
-    if not seen:
+            counts.right += int((output.argmax(1) == y).sum())
+            counts.loss += float(F.cross_entropy(output.double(), y, reduction="sum"))
+            counts.samples += len(y)
+    if not counts.samples:
         raise ValueError("batches gave no sample; give a list of batches")
-    return right, total, seen
+    return counts

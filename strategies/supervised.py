@@ -1,19 +1,21 @@
-"""Ready strategies, used as Avalanche's own: give a model and an optimizer, then train and eval.
+"""Ready strategies, used as Avalanche's own: pass a model and an optimizer, then call train and eval.
 
-Each takes every argument of Avalanche's ``SupervisedTemplate``; those that stand on a plugin take
-the plugin's arguments too. ``model``, ``optimizer`` and ``criterion`` may be given by position, all
-others by name.
+Each takes every argument of Avalanche's ``SupervisedTemplate``; a strategy that is built on a plugin
+also takes the plugin's arguments. ``model``, ``optimizer`` and ``criterion`` may be passed by
+position, all others by name. The file ``__init__.pyi`` spells these signatures out for editors and
+type checkers; ``python -m tools.strategy_stub`` writes it.
 """
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from inspect import Parameter, Signature
+from typing import Any, Protocol, TypeVar
 
 from avalanche.training.plugins import SupervisedPlugin
 from avalanche.training.supervised import JointTraining
 from avalanche.training.templates import SupervisedTemplate
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mas.strategies.plugins import (
@@ -27,70 +29,93 @@ from mas.strategies.plugins import (
     SIPlugin,
 )
 
-Strategy = TypeVar("Strategy", bound=type)
+Criterion = Callable[..., Tensor]
+StrategyClass = TypeVar("StrategyClass", bound=type)
 
 _BY_POSITION = ("model", "optimizer", "criterion")
 
 
-def as_avalanche(strategy: Strategy) -> Strategy:
-    """Let a strategy take its first arguments by position, and show all of them in Avalanche's order.
+class Init(Protocol):
+    """The ``__init__`` of a strategy, which takes arguments by name."""
 
-    Every strategy of Avalanche begins with ``model, optimizer, criterion``. What follows differs:
-    the fourth argument of its ``EWC`` is a strength, that of its ``Naive`` a batch size. So a fourth
-    argument by position is an error, not a guess.
+    __signature__: Signature
+
+    def __call__(self, strategy: SupervisedTemplate, /, **arguments: Any) -> None:
+        """Initialise the strategy."""
+
+
+def as_avalanche(strategy: StrategyClass) -> StrategyClass:
+    """Let a strategy take its first arguments by position, and show all arguments in Avalanche's order.
+
+    Every strategy of Avalanche begins with ``model, optimizer, criterion``. The next argument differs:
+    in Avalanche's ``EWC`` it is the strength, in its ``Naive`` the batch size. So a fourth argument by
+    position is an error.
     """
-    by_name: Callable[..., None] = strategy.__init__  # type: ignore[misc]
+    init: Init = strategy.__init__  # type: ignore[misc]
 
-    @functools.wraps(by_name)
-    def __init__(self: Any, *args: Any, **arguments: Any) -> None:  # noqa: N807 - becomes one
-        if len(args) > len(_BY_POSITION):
-            raise TypeError(
-                f"{strategy.__name__} got {len(args)} arguments by position; allowed: {', '.join(_BY_POSITION)}; "
-                "give the others by name, such as train_mb_size=32"
-            )
-        given = dict(zip(_BY_POSITION, args, strict=False))
-        if twice := given.keys() & arguments.keys():
-            raise TypeError(f"{strategy.__name__} got {twice.pop()} by position and by name; give it once")
-        by_name(self, **given, **arguments)
+    @functools.wraps(init)
+    def __init__(self: SupervisedTemplate, *by_position: Any, **arguments: Any) -> None:  # noqa: N807 - becomes one
+        named = _name_positional(strategy.__name__, by_position, arguments)
+        init(self, **named, **arguments)
 
-    # This is what help() shows, and what Avalanche checks arguments against.
-    __init__.__signature__ = _in_avalanches_order(strategy, by_name)  # type: ignore[attr-defined]
+    # Shown by help(), and used by Avalanche to check the names of arguments.
+    __init__.__signature__ = _in_avalanches_order(strategy, init)  # type: ignore[attr-defined]
     strategy.__init__ = __init__  # type: ignore[misc]
     return strategy
 
 
-def _in_avalanches_order(strategy: type, init: Callable[..., None]) -> inspect.Signature:
-    """Return the signature with the arguments of ``SupervisedTemplate`` first, then the strategy's own."""
-    base = next(kind for kind in strategy.__mro__ if kind.__module__.startswith("avalanche."))
-    first, *_, rest = inspect.signature(SupervisedTemplate.__init__).parameters.values()
-    common, own = _by_name(SupervisedTemplate), _by_name(init)
-    meant = common | _by_name(base) | own  # of several defaults, the last one is in force
-    return inspect.Signature([first, *(meant[name] for name in common | own), rest])
-
-
-def _by_name(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Return the keyword-only arguments."""
-    parameters = inspect.signature(function).parameters
-    return {name: parameter for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
-
-
-def on_plugin(plugin: type[SupervisedPlugin[Any]]) -> Callable[..., None]:
+def on_plugin(plugin: type[SupervisedPlugin]) -> Init:
     """Make the ``__init__`` of a strategy that is naive training with one plugin.
 
-    It takes the plugin's arguments, by keyword, beside those of ``SupervisedTemplate``. Plugins
-    of the user's run before the strategy's own.
+    It takes the plugin's arguments by name, beside those of ``SupervisedTemplate``. Plugins
+    of the user run before the strategy's own.
     """
     options = inspect.signature(plugin).parameters
 
-    def __init__(self: Any, *, plugins: Any = None, **arguments: Any) -> None:  # noqa: N807 - becomes one
-        own = {name: arguments.pop(name) for name in options if name in arguments}
-        SupervisedTemplate.__init__(self, plugins=[*(plugins or []), plugin(**own)], **arguments)
+    def __init__(  # noqa: N807 - becomes one
+        self: SupervisedTemplate, *, plugins: Sequence[SupervisedPlugin] | None = None, **arguments: Any
+    ) -> None:
+        given = {name: arguments.pop(name) for name in options if name in arguments}
+        all_plugins = [*(plugins or []), plugin(**given)]
+        SupervisedTemplate.__init__(self, plugins=all_plugins, **arguments)
 
-    mine = inspect.signature(__init__)
-    first, *rest = mine.parameters.values()
-    own = [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in options.values()]
-    __init__.__signature__ = mine.replace(parameters=[first, *own, *rest])  # type: ignore[attr-defined]
-    return __init__
+    own = [option.replace(kind=Parameter.KEYWORD_ONLY) for option in options.values()]
+    signature = inspect.signature(__init__)
+    first, *rest = signature.parameters.values()
+    init: Init = __init__  # type: ignore[assignment]
+    init.__signature__ = signature.replace(parameters=[first, *own, *rest])
+    return init
+
+
+def _name_positional(strategy: str, by_position: Sequence[Any], by_name: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that were passed by position, by their names."""
+    if len(by_position) > len(_BY_POSITION):
+        raise TypeError(
+            f"{strategy} got {len(by_position)} arguments by position; allowed: {', '.join(_BY_POSITION)}; "
+            "give the others by name, such as train_mb_size=32"
+        )
+    named = dict(zip(_BY_POSITION, by_position, strict=False))
+    for name in named:
+        if name in by_name:
+            raise TypeError(f"{strategy} got {name} by position and by name; give it once")
+    return named
+
+
+def _in_avalanches_order(strategy: type, init: Init) -> Signature:
+    """Return the signature with the arguments of ``SupervisedTemplate`` first, then the strategy's own."""
+    base = next(kind for kind in strategy.__mro__ if kind.__module__.startswith("avalanche."))
+    first, *_, keywords = inspect.signature(SupervisedTemplate.__init__).parameters.values()
+    common = _keyword_only(SupervisedTemplate)
+    own = _keyword_only(init)
+    in_force = common | _keyword_only(base) | own  # the last one's default is used
+    ordered = [in_force[name] for name in common | own]
+    return Signature([first, *ordered, keywords])
+
+
+def _keyword_only(function: Callable[..., object]) -> dict[str, Parameter]:
+    """Return the keyword-only parameters of a function by name."""
+    parameters = inspect.signature(function).parameters
+    return {name: parameter for name, parameter in parameters.items() if parameter.kind is Parameter.KEYWORD_ONLY}
 
 
 @as_avalanche
@@ -142,36 +167,36 @@ class RWalk(Naive):
 
 @as_avalanche
 class L2(Naive):
-    """L2 to the last anchor: all weights protected alike, a control."""
+    """L2 to the last anchor: protect all weights equally, a control."""
 
     __init__ = on_plugin(L2Plugin)
 
 
 @as_avalanche
 class Random(Naive):
-    """Random importance: weights protected by lot, a control."""
+    """Random importance: protect weights at random, a control."""
 
     __init__ = on_plugin(RandomPlugin)
 
 
 @as_avalanche
-class Joint(JointTraining[Any, Any, Any]):
+class Joint(JointTraining):
     """Train once on all experiences together, shuffled: the ceiling.
 
-    Batches are drawn from all the data alike. (Avalanche's own joint training balances tasks
+    Batches are drawn uniformly from all the data. (Avalanche's joint training balances tasks
     within a batch, which repeats samples of small tasks.)
     """
 
-    def __init__(self, *, criterion: Any = None, **arguments: Any):
+    def __init__(self, *, criterion: Criterion | None = None, **arguments: Any):
         """Take the arguments of Avalanche's ``JointTraining``; the loss is cross-entropy by default."""
         super().__init__(criterion=criterion or nn.CrossEntropyLoss(), **arguments)
 
     def make_train_dataloader(
-        self, num_workers: int = 0, shuffle: bool = True, drop_last: bool = False, **kwargs: Any
+        self, num_workers: int = 0, shuffle: bool = True, drop_last: bool = False, **kwargs: object
     ) -> None:
-        """Load all experiences' data, shuffled together."""
+        """Make a loader of all experiences' data, shuffled together."""
         collate = getattr(self.adapted_dataset, "collate_fn", None)
-        self.dataloader = DataLoader(
+        self.dataloader: DataLoader[Any] = DataLoader(
             self.adapted_dataset,
             self.train_mb_size,
             shuffle=shuffle,

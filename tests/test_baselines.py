@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 import torch
 from avalanche.training.plugins import EvaluationPlugin
-from mas.experiments.models import model_for
 from torch import nn
 
 from mas.benchmarks import split
 from mas.strategies import STRATEGIES, DERpp, GEMPlugin, LwF, LwFPlugin
+from tests.building import built_mlp
 
 BASELINES = ["cumulative", "lwf", "replay", "gem", "agem", "der++"]
 
 
 def build(name, benchmark, **options):
-    settings = {"name": "mlp", "hidden": [16], "head": "shared"}
-    model = model_for(benchmark, settings, seed=0)
+    model = built_mlp(benchmark, 16)
     return STRATEGIES[name](
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1),

@@ -10,8 +10,8 @@ from torch import nn
 
 from mas.benchmarks import DEFICITS, DeficitPlugin, Images, apply_deficit, deficit_then_clear, make_deficit, whole
 from mas.benchmarks.deficits import blur, flip, label_permutation, missing_channel, noise, occlusion
-from mas.experiments.training import make_strategy
 from mas.strategies import Naive
+from tests.building import built_strategy
 
 X = torch.rand(6, 3, 8, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 Y = torch.tensor([0, 1, 2, 3, 2, 1])
@@ -207,7 +207,7 @@ def trained(deficit=None, start=0, end=1, experiences=1, epochs=4, seed=0):
     stream = whole("digits", train=80, test=20, normalize=False).train_stream
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    strategy = make_strategy(Naive, model, TRAINING | {"epochs": epochs}, 0)
+    strategy = built_strategy(Naive, model, TRAINING | {"epochs": epochs})
     watch = _Watch()
     strategy.plugins.append(watch)
     if deficit:

@@ -10,19 +10,21 @@ import torch.nn.functional as F
 import yaml
 from avalanche.training import Naive as AvalancheNaive
 from avalanche.training.plugins import EvaluationPlugin
-from mas.experiments.cells import expand
-from mas.experiments.loading import load_config
-from mas.experiments.models import MODELS, mlp, model_for
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import mas
 from mas.benchmarks import DeficitPlugin, split, whole
 from mas.benchmarks.deficits import noise
-from mas.experiments.cell import run_cell
+from mas.experiments.cell import Cell
+from mas.experiments.config.load import load_config
+from mas.experiments.config.schema import MODEL_MODELS
 from mas.experiments.errors import UserError
-from mas.experiments.training import make_strategy
+from mas.experiments.networks import mlp
+from mas.experiments.plan import Plan
+from mas.experiments.training import train_cell
 from mas.strategies import MAS, PROBES, SI, Joint, Naive, ProbePlugin, Replay, Schedule
+from tests.building import built_mlp, built_strategy
 
 OPTIONS = {
     "information": {"beta": 0.01, "prior_std": 1.0},
@@ -47,7 +49,7 @@ def network():
 
 def trained(plugins=(), kind=Naive, experiences=1, options=None, training=TRAINING, stream=None):
     stream = stream or whole("digits", train=60, test=30).train_stream
-    strategy = make_strategy(kind, network(), training, 0, **(options or {}))
+    strategy = built_strategy(kind, network(), training, **(options or {}))
     strategy.plugins += list(plugins)
     for number in range(experiences):
         strategy.train(stream[number % len(stream)])
@@ -63,7 +65,7 @@ def state_of(strategy):
 @pytest.mark.parametrize("name", PROBES)
 def test_law_3_a_run_with_probes_ends_as_one_without(name, data):
     plain = trained()
-    plugin = ProbePlugin({name: probe(name)}, data, Schedule(unit="iterations"), max_samples=40)
+    plugin = ProbePlugin({name: probe(name)}, data, schedule=Schedule(unit="iterations"), max_samples=40)
     probed = trained([plugin])
     assert plugin.rows
     assert all(torch.equal(a, b) for a, b in zip(state_of(plain), state_of(probed), strict=True))
@@ -89,7 +91,7 @@ def batches_of(data):
 @pytest.mark.parametrize("name", PROBES)
 def test_a_probe_says_what_the_plain_function_says(name):
     stream = whole("digits", train=60, test=30)
-    plugin = ProbePlugin({name: probe(name)}, "test", Schedule(None))
+    plugin = ProbePlugin({name: probe(name)}, "test", schedule=Schedule(None))
     model = trained([plugin], stream=stream.train_stream).model
     batches = batches_of(stream.test_stream[0].dataset)
     x, y, _ = batches[0]
@@ -205,21 +207,22 @@ def config_with(folder, **probe):
 @pytest.mark.parametrize("name", PROBES)
 def test_law_11_a_probe_ends_a_cell_as_diverged(name, tmp_path, monkeypatch):
     """It looks before the first step, where all is well, and after it, before the loss of the second is known."""
-    (cell,) = expand(config_with(tmp_path, name=name, every=1, **OPTIONS.get(name, {})))
-    monkeypatch.setitem(MODELS, "mlp", spoiled)
-    result = run_cell(cell)
-    assert result["status"] == "diverged"
-    assert "in experience 0" not in result["reason"]  # it was the probe, not the guard on the training loss
-    assert {(row.probe, row.iteration) for row in result["probes"]} == {(name, 0)}
-    assert all(math.isfinite(row.value) for row in result["probes"])
+    (cell,) = Plan(config_with(tmp_path, name=name, every=1, **OPTIONS.get(name, {}))).every_cell()
+    monkeypatch.setattr(MODEL_MODELS["mlp"], "entry", staticmethod(spoiled))
+    outcome = train_cell(cell).outcome
+    assert outcome.status == "diverged"
+    assert "in experience 0" not in outcome.reason  # it was the probe, not the guard on the training loss
+    assert {(row.probe, row.iteration) for row in outcome.probes} == {(name, 0)}
+    assert all(math.isfinite(row.value) for row in outcome.probes)
 
 
 def test_law_11_a_copy_that_diverges_ends_the_cell_with_its_own_reason(tmp_path):
-    (cell,) = expand(config_with(tmp_path, name="trainability", every=1, steps=9))
-    cell.settings["probes"][0]["lr"] = 1e30  # which loading would have found out
-    result = run_cell(cell)
-    assert result["status"] == "diverged"
-    assert re.fullmatch(r"the copy diverged: its loss is .* steps; use a lower lr than 1e\+30", result["reason"])
+    (cell,) = Plan(config_with(tmp_path, name="trainability", every=1, steps=9)).every_cell()
+    probe = cell.settings.probes[0].model_copy(update={"lr": 1e30})  # loading would have refused it
+    settings = cell.settings.model_copy(update={"probes": [probe]})
+    outcome = train_cell(Cell(cell.label, cell.seed, settings)).outcome
+    assert outcome.status == "diverged"
+    assert re.fullmatch(r"the copy diverged: its loss is .* steps; use a lower lr than 1e\+30", outcome.reason)
 
 
 @pytest.mark.parametrize(
@@ -278,9 +281,9 @@ def test_log_spacing_is_even_in_the_logarithm():
 
 def test_each_experience_is_looked_at_from_its_beginning_on_its_own_data():
     stream = split("digits", 5, "task", normalize=False)
-    model = model_for(stream, {"name": "mlp", "hidden": [8], "head": "shared"}, seed=0)
+    model = built_mlp(stream, 8)
     plugin = ProbePlugin({"accuracy": PROBES["accuracy"], "rank": PROBES["effective_rank"]}, "test")
-    strategy = make_strategy(Naive, model, TRAINING, 0)
+    strategy = built_strategy(Naive, model, TRAINING)
     strategy.plugins.append(plugin)
     found = []
     for experience, test in zip(stream.train_stream, stream.test_stream, strict=True):
@@ -348,7 +351,7 @@ def test_joint_training_is_looked_at_on_all_that_it_learns(data, view):
         seen.append(torch.cat([batch[0] for batch in batches]))
         return 0.0
 
-    strategy = make_strategy(Joint, network(), TRAINING | {"epochs": 1}, 0)
+    strategy = built_strategy(Joint, network(), TRAINING | {"epochs": 1})
     strategy.plugins.append(ProbePlugin({"note": note}, data))
     strategy.train(stream.train_stream)
     assert len(seen) == 2
@@ -359,11 +362,11 @@ def test_joint_training_is_looked_at_on_all_that_it_learns(data, view):
 
 def test_data_of_joint_tasks_need_their_labels():
     stream = split("digits", 5, "task")
-    model = model_for(stream, {"name": "mlp", "hidden": [8], "head": "shared"}, seed=0)
-    strategy = make_strategy(Joint, model, TRAINING | {"epochs": 1}, 0)
+    model = built_mlp(stream, 8)
+    strategy = built_strategy(Joint, model, TRAINING | {"epochs": 1})
     plain = ProbePlugin({"accuracy": PROBES["accuracy"]}, lambda e: TensorDataset(*images_of(e.dataset)))
     strategy.plugins.append(plain)
-    with pytest.raises(ValueError, match="data of several tasks need their task labels"):
+    with pytest.raises(ValueError, match="data of several tasks need task labels; pass Avalanche data sets"):
         strategy.train(stream.train_stream)
 
 
@@ -385,7 +388,7 @@ def test_wrong_use_is_one_clear_error(call, message):
 def test_a_trace_needs_a_classifier():
     model = nn.Sequential(nn.Conv2d(1, 4, 3))  # an image for each class
     plugin = ProbePlugin({"trace": PROBES["fisher_trace"]})
-    strategy = make_strategy(Naive, model, TRAINING, 0)
+    strategy = built_strategy(Naive, model, TRAINING)
     strategy.plugins.append(plugin)
     with pytest.raises(ValueError, match=r"logits|classes") as error:
         strategy.train(whole("digits", train=60, test=30).train_stream[0])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mas.strategies.probes import Row
+from mas.strategies.probes import ProbeRow
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -51,7 +51,7 @@ def test_the_probe_example_prints_its_rows_and_no_flood():
     looks = (("fisher_trace", "1"), ("fisher_trace", "3"), ("dormant_units", "2"))
     assert [(row[1], row[3], row[4]) for row in rows] == [(epoch, *at) for epoch in ("0", "5", "10") for at in looks]
     (comment,) = re.findall(r"print\(\*row\)  # (.*)", EXAMPLES[2])
-    assert re.sub(r" \(.*?\)", "", comment).split(", ") == list(Row._fields)
+    assert re.sub(r" \(.*?\)", "", comment).split(", ") == list(ProbeRow._fields)
 
 
 def test_the_library_example_needs_no_avalanche():

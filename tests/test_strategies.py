@@ -21,11 +21,11 @@ from avalanche.training.plugins import EWCPlugin as AvalancheEWC
 from avalanche.training.plugins import MASPlugin as AvalancheMAS
 from avalanche.training.supervised import ICaRL
 from avalanche.training.templates import SupervisedTemplate
-from mas.experiments.models import MultiHead
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
 import mas
+from mas.experiments.networks import MultiHead
 from mas.strategies import (
     EWC,
     L2,

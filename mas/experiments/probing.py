@@ -11,7 +11,7 @@ from mas.experiments.config.schema import ProbeOptions, ScheduledDeficit
 from mas.experiments.record import ProbeRow
 from mas.experiments.seeds import stream_seed
 from mas.strategies import ProbePlugin, Schedule
-from mas.strategies.samples import test_data, train_data
+from mas.strategies.measured_data import test_data, train_data
 
 _IMPAIRED = ("impaired_train", "impaired_test")
 
@@ -76,7 +76,7 @@ def _plugin(options: ProbeOptions, data: Any) -> ProbePlugin:
     every = None if options.every == "end" else options.every
     schedule = Schedule(every, options.unit, options.spacing)
     measure = partial(options.entry, **options.arguments())
-    return ProbePlugin({options.title(): measure}, data, schedule, options.max_samples)
+    return ProbePlugin({options.title(): measure}, data, schedule=schedule, max_samples=options.max_samples)
 
 
 class _Views:

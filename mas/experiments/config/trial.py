@@ -26,7 +26,7 @@ from mas.experiments.errors import UserError
 from mas.experiments.kind import Kind
 from mas.experiments.options import ImportedOptions
 from mas.imports import IMPORT
-from mas.strategies.samples import by_task_labels
+from mas.strategies.measured_data import by_task_labels
 
 
 def try_config(kind: Kind[Any], config: Experiment, source: Source) -> None:
