@@ -370,7 +370,7 @@ class TestRealData:
         assert train.pixels.shape[1:] == (1, 28, 28)
         assert (train.pixels.float().mean() / 255).item() == pytest.approx(mean, abs=1e-4)
         assert test.labels.bincount().tolist()[0] == (980 if name == "mnist" else 1000)
-        unpacked = [path for path in root.rglob("*-ubyte")]
+        unpacked = list(root.rglob("*-ubyte"))
         assert bool(unpacked) == writable
 
     @pytest.mark.slow
