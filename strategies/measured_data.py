@@ -241,8 +241,11 @@ def _run_as_strategy(strategy: SupervisedTemplate, model: nn.Module, batch: Batc
 
 def _reads_minibatches(strategy: SupervisedTemplate) -> bool:
     """Return whether a strategy reads its minibatch in another way than Avalanche's supervised strategies."""
-    kind = type(strategy)
-    return any(getattr(kind, name) is not getattr(SupervisedProblem, name) for name in ("forward", "mb_x"))
+    for name in ("forward", "mb_x"):
+        usual = getattr(SupervisedProblem, name)
+        if getattr(type(strategy), name, usual) is not usual:
+            return True
+    return False
 
 
 @contextmanager

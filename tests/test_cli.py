@@ -106,9 +106,16 @@ def test_other_warnings_are_shown_as_ever(here, monkeypatch):
     assert "note" not in done.output
 
 
-def test_version(here):
+def test_version():
     done = mas("--version")
     assert (done.exit_code, done.output) == (0, f"mas {version}\n")
+    code = (
+        "import sys; from mas.cli import app; app(['--version'], standalone_mode=False); "
+        "print({'torch', 'avalanche', 'pandas'} & {*sys.modules})"
+    )
+    root = Path(__file__).resolve().parent.parent
+    fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert fresh.stdout.splitlines() == [f"mas {version}", "set()"]
 
 
 def test_with_one_seed_there_is_no_talk_of_intervals(here):

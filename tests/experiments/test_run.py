@@ -190,6 +190,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(config, finished, t
     with pytest.raises(KeyboardInterrupt):
         run_experiment(config, folder, workers=1)
     assert len(list((folder / "cells").iterdir())) == 3
+    (folder / "cells" / ".mas-seed1.json-left").write_text("{")  # as of a crash while it was written
     monkeypatch.setattr(TRAIN_CELL, train_cell)
     outcome = run_experiment(config, folder, workers=1)
     assert outcome.kept == 3
