@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 
 from mas import PathIntegral, QuadraticPenalty, fisher_importance, mas_importance, mean_moments
 from mas.experiments.cell import CellTraining
-from mas.experiments.config.load import load_config
+from mas.experiments.read_config import load_config
 from mas.strategies import MAS, EWCPlugin, OnlineEWCPlugin
 from tests.conftest import assert_same
 

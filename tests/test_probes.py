@@ -17,9 +17,9 @@ import mas
 from mas.benchmarks import DeficitPlugin, split, whole
 from mas.benchmarks.deficits import noise
 from mas.experiments.cell import Cell
-from mas.experiments.config.load import load_config
 from mas.experiments.config.schema import MODEL_MODELS
 from mas.experiments.errors import UserError
+from mas.experiments.read_config import load_config
 from mas.experiments.networks import mlp
 from mas.experiments.plan import Plan
 from mas.experiments.training import train_cell

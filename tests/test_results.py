@@ -9,7 +9,7 @@ import pytest
 import yaml
 from scipy.stats import ttest_rel
 
-from mas.experiments.config.load import load_config
+from mas.experiments.read_config import load_config
 from tools.results import critical
 from tools.results.page import final_acc, page
 

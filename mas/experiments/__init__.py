@@ -4,9 +4,9 @@
 >>> run = mas.experiments.run("configs/split_digits.yaml", {"seeds": 2}, output="runs/small")  # doctest: +SKIP
 >>> run.summary, run.figure("accuracy_over_stream")  # doctest: +SKIP
 
-A config's way: `config.load` validates a file into a typed config; the kind of experiment (`kinds`) plans
+A config's way: `read_config` validates a file into a typed config; the kind of experiment (`kinds`) plans
 its runs, and `plan` makes cells of them; `training` trains one cell, and `store` keeps its record;
-the kind makes tables of all records, and `report` writes them. `runner` ties these together.
+the kind makes tables of all records, and `reporting` writes them. `runner` ties these together.
 """
 
 import warnings

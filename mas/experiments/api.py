@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mas.experiments.config.load import load_config
 from mas.experiments.config.schema import Experiment
+from mas.experiments.read_config import load_config
 from mas.experiments.registry import kind_of
 from mas.experiments.report.sections import Headline
-from mas.experiments.report.write import write_report
+from mas.experiments.reporting import write_report
 from mas.experiments.results import Results
 from mas.experiments.runner import Progress, read_folder, run_experiment
 from mas.experiments.store import Store

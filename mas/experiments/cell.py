@@ -66,10 +66,6 @@ class CellSettings(Options):
         data = self.model_dump(mode="json", exclude_none=True)
         return {key: value for key, value in data.items() if value != []}
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to workers as plain data: the types of its parts are made at import and have no name to pickle."""
-        return CellSettings.model_validate, (self.model_dump(mode="json"),)
-
     def told(self) -> str:
         """Return in a line what tells the cell from others: its strategy, its deficit, and what is to be chosen."""
         strategy = self.strategy.model_dump(exclude={"label"}, exclude_none=True)

@@ -23,7 +23,7 @@ class Plan:
     """The cells of a config.
 
     Args:
-        config: from `mas.experiments.config.load.load_config`.
+        config: from `mas.experiments.read_config.load_config`.
     """
 
     def __init__(self, config: Experiment):

@@ -16,10 +16,10 @@ import torch
 
 from mas.benchmarks import fingerprint
 from mas.experiments.cell import Cell
-from mas.experiments.config.load import load_config
 from mas.experiments.config.schema import Experiment
 from mas.experiments.config.search import Choice
 from mas.experiments.errors import UserError
+from mas.experiments.read_config import load_config
 from mas.experiments.plan import Plan
 from mas.experiments.results import Results, Tried, best
 from mas.experiments.store import Store
@@ -69,7 +69,7 @@ def run_experiment(
     """Train every cell of a config that ``folder`` does not hold yet: first those that choose values.
 
     Args:
-        config: from `mas.experiments.config.load.load_config`.
+        config: from `mas.experiments.read_config.load_config`.
         folder: for the results; finished cells in it are kept, others' results are refused.
         workers: processes; by default one per core. Results do not depend on it.
         progress: called once the folder is taken, and with each cell as it ends.

@@ -7,8 +7,8 @@ import pytest
 import torch
 import yaml
 
-from mas.experiments.config.load import load_config
 from mas.experiments.config.schema import MODEL_MODELS
+from mas.experiments.read_config import load_config
 from mas.experiments.networks import build_model
 from mas.experiments.plan import Plan
 from mas.experiments.runner import run_experiment

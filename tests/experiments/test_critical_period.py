@@ -16,17 +16,17 @@ from scipy import stats
 from mas.benchmarks import whole
 from mas.experiments import training
 from mas.experiments.cell import Cell, CellTraining
-from mas.experiments.config.load import load_config
 from mas.experiments.config.schema import SCHEDULED_DEFICIT_MODELS, probe_options
 from mas.experiments.errors import UserError
 from mas.experiments.kinds.consolidated_deficit.tables import scores_table
 from mas.experiments.kinds.critical_period.plan import plan
 from mas.experiments.kinds.critical_period.tables import control_comparison, curves, tables
 from mas.experiments.kinds.forgetting.page import stream_section
+from mas.experiments.read_config import load_config
 from mas.experiments.plan import Plan
 from mas.experiments.probing import make_deficit_plugin
 from mas.experiments.record import CellRecord, Outcome, ProbeRow
-from mas.experiments.report.write import write_report
+from mas.experiments.reporting import write_report
 from mas.experiments.results import Results
 from mas.experiments.runner import read_folder, read_results, run_experiment
 from mas.experiments.seeds import stream_seed

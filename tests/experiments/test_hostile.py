@@ -6,8 +6,8 @@ from copy import deepcopy
 import pytest
 
 from mas.experiments.cell import Cell
-from mas.experiments.config.load import load_config
 from mas.experiments.errors import UserError
+from mas.experiments.read_config import load_config
 from mas.experiments.plan import Plan
 
 FORGETTING = {

@@ -13,9 +13,9 @@ from torch import nn
 from mas.benchmarks import split
 from mas.experiments import training
 from mas.experiments.build import build_benchmark, build_strategy
-from mas.experiments.config.load import load_config
 from mas.experiments.config.schema import MODEL_MODELS
 from mas.experiments.errors import UserError
+from mas.experiments.read_config import load_config
 from mas.experiments.plan import Plan
 from mas.experiments.record import Outcome
 from mas.experiments.runner import CellEnded, Started, default_workers, run_experiment
@@ -365,7 +365,9 @@ def test_what_is_no_device_is_refused(device, config_file):
         load_config(config_file, [f"training.device='{device}'"])
 
 
-@pytest.mark.parametrize(("cuda", "mps", "expected"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
 def test_auto_is_the_gpu_or_else_the_cpu(cuda, mps, expected, config_file, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)

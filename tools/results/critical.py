@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mas.experiments.config.load import load_config
+from mas.experiments.read_config import load_config
 from mas.experiments.registry import kind_of
 from mas.experiments.report.sections import Section
 from mas.information import share_shift

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from mas.experiments.config.load import load_config
 from mas.experiments.kinds.forgetting.tables import chosen_rows
+from mas.experiments.read_config import load_config
 from mas.experiments.report.text import percent
 from tools.bench.page import table
 from tools.results.listed import Listed, listed_runs, machine

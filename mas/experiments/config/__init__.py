@@ -1,6 +1,6 @@
-"""Configs: typed models of what a YAML file may say, reading it, and saying what is wrong with it.
+"""Configs: typed models of what a YAML file may say, and the parts that read one.
 
-`schema` has the models that all kinds of experiment share; each kind adds its own. `load` reads a file
-by way of `yaml_source` (keys with their lines), `search` (values to choose from), `complaints` (what
-is wrong, in plain words) and `trial` (build everything once).
+`schema` has the models that all kinds of experiment share; each kind adds its own. `yaml_source` reads a
+file and knows the line of each key, `search` finds the values to choose from, `checks` holds checks that several
+kinds share, and `complaints` says what is wrong in plain words. `mas.experiments.read_config` ties them together.
 """

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from mas.experiments.config.load import load_config
 from mas.experiments.kinds.forgetting.figures import figures
 from mas.experiments.kinds.forgetting.page import headline, page, score_cells
 from mas.experiments.kinds.forgetting.scores import (
@@ -20,10 +19,11 @@ from mas.experiments.kinds.forgetting.scores import (
     summary_table,
 )
 from mas.experiments.kinds.forgetting.tables import chosen_rows, tables
+from mas.experiments.read_config import load_config
 from mas.experiments.plan import Plan
 from mas.experiments.report.drawing import png
 from mas.experiments.report.text import number, percent
-from mas.experiments.report.write import write_report
+from mas.experiments.reporting import write_report
 from mas.experiments.results import Results
 from mas.experiments.runner import read_results, run_experiment
 from mas.experiments.statistics import mean_and_interval

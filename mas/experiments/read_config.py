@@ -14,12 +14,12 @@ from mas.experiments.config.checks import check_run_labels
 from mas.experiments.config.complaints import complaints
 from mas.experiments.config.schema import RENAMED_STREAMS, Experiment
 from mas.experiments.config.search import SELECT, Search, candidates, put, take_out_searches, with_values
-from mas.experiments.config.trial import try_config
 from mas.experiments.config.yaml_source import Source, nearest
 from mas.experiments.errors import RenamedWarning, UserError
 from mas.experiments.kind import Kind
 from mas.experiments.optimizers import takes
 from mas.experiments.registry import KINDS
+from mas.experiments.trial import try_config
 
 
 def load_config(
