@@ -10,7 +10,7 @@ from avalanche.models.dynamic_modules import avalanche_model_adaptation
 from torch import nn
 
 from mas.benchmarks import DATASETS, DeficitPlugin, make_deficit
-from mas.experiments.build import make_strategy, model_for
+from mas.experiments.build import make_strategy, model_for, optimizer_for
 from mas.experiments.cell import CellSettings, CellTraining
 from mas.experiments.config.schema import (
     DeficitOptions,
@@ -41,6 +41,8 @@ def try_config(kind: Kind[Any], config: Experiment, source: Source) -> None:
         model = model_for(benchmark, config.model, seed=0)
     every = [run.settings for run in kind.plan(config)]
     _try_epochs(config, benchmark, every, source)
+    with _said_at(source, ("training", "optimizer")):
+        optimizer_for(model, config.training)
     _try_smallest_batch(config, benchmark, model, source)
     _try_strategies(config, model, source)
     _try_deficits(config, benchmark, source)
@@ -147,4 +149,10 @@ def _said_at(source: Source, place: Key) -> Iterator[None]:
     try:
         yield
     except (ValueError, FloatingPointError) as error:  # a probe may blow up
-        raise UserError(f"{source.where(place)}: {error}") from None
+        raise UserError(f"{source.where(place)}: {_in_one_line(error)}") from None
+    except Exception as error:  # torch, and functions of the user's own, may raise anything
+        raise UserError(f"{source.where(place)}: {type(error).__name__}: {_in_one_line(error)}") from error
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
