@@ -102,14 +102,12 @@ def models_of(
 
 def _imported(key: str, given: frozenset[str], base: type[EntryOptions]) -> type[EntryOptions]:
     """Return the model of an entry that is imported."""
-
-    class Imported(ImportedOptions, base):  # type: ignore[misc,valid-type]
-        model_config = ConfigDict(extra="allow")  # pydantic takes that of the last base, which forbids them
-
     fields: dict[str, Any] = {key: (Literal["import"], IMPORT)}
-    model = create_model("import_options", __base__=Imported, **fields)
+    # of several bases the last one's config counts, and the imported options allow further keys
+    bases = (ImportedOptions,) if issubclass(ImportedOptions, base) else (base, ImportedOptions)
+    model: Any = create_model("import_options", __base__=bases, **fields)
     model.given = given
-    return model
+    return model  # type: ignore[no-any-return]
 
 
 def tag_of(model: type[BaseModel]) -> tuple[str, str] | None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from mas.experiments.config.search import SELECT, Search
+from mas.experiments.config.search import Search
 from mas.experiments.config.yaml_source import Key, Source, nearest
 from mas.experiments.networks import torchvision_models
 from mas.experiments.options import tag_of
@@ -76,7 +76,7 @@ def _place(item: Any, model: type[BaseModel], data: Any) -> Key:
 
 def _complaint(key: Key, item: Any, model: type[BaseModel], data: Any) -> tuple[str, str]:
     """Return what was found with what to do about it, and what is allowed there."""
-    kind, value = item["type"], item["input"]
+    kind = item["type"]
     known = _known(key, item, model, data)
     if kind == "extra_forbidden":
         return f"unknown key{nearest(str(key[-1]), known)}; allowed", ", ".join(known)
@@ -84,13 +84,21 @@ def _complaint(key: Key, item: Any, model: type[BaseModel], data: Any) -> tuple[
         if known:
             return "missing; allowed", ", ".join(known)
         return "missing; add it", _EXAMPLES.get(str(key[-1]), "it has no default")
+    return _wrong_value(key, item, known, model, data)
+
+
+def _wrong_value(key: Key, item: Any, known: Sequence[str], model: type[BaseModel], data: Any) -> tuple[str, str]:
+    """Return the same as `_complaint`, of a value that is there and wrong."""
+    kind = item["type"]
     if kind == "invalid_key":
-        return f"found the key {value!r}; allowed", "keys that are text"
-    value = item.get("ctx", {}).get("tag", value)
-    meant = _meant(str(value), known) if known else ""
-    if known and key[-1] != SELECT:
-        return f"found {value!r}{meant}; allowed", ", ".join(known)
-    return f"found {value!r}{meant}; allowed", _plainly(key, item, model, data)
+        return f"found the key {item['input']!r}; allowed", "keys that are text"
+    if kind == "value_error" and isinstance(item["input"], dict):  # the message is a sentence
+        return "does not fit", item["msg"].removeprefix("Value error, ")
+    value = item.get("ctx", {}).get("tag", item["input"])
+    found = f"found {value!r}{_meant(str(value), known)}; allowed"
+    if known and key[-1] != "select":
+        return found, ", ".join(known)
+    return found, _plainly(key, item, model, data)
 
 
 def _meant(name: str, known: Sequence[str]) -> str:
@@ -104,19 +112,17 @@ def _meant(name: str, known: Sequence[str]) -> str:
 
 def _plainly(key: Key, item: Any, model: type[BaseModel], data: Any) -> str:
     """Return what may stand at a place, in words that a user of YAML knows."""
-    if key[-1] == SELECT:
-        return _EXAMPLES[SELECT]
+    if key[-1] == "select":
+        return _EXAMPLES["select"]
     models = models_at(model, key, data, chosen=False)
     if models and item["type"] in _NOT_A_MAP:
         tags = _tags(models)
-        if len(tags) > 1:
-            return f"a map, such as {{{next(iter(tags))[0]}: ...}}"
-        return (
-            f"a map with {', '.join(models[0].model_fields)}"
-            if not tags
-            else f"a map, such as {{{next(iter(tags))[0]}: ...}}"
-        )
-    return _SAID_PLAINLY.get(item["type"], item["msg"].removeprefix("Input should be ").removeprefix("Value error, "))
+        if not tags:
+            return f"a map with {', '.join(models[0].model_fields)}"
+        first_key, _ = next(iter(tags))
+        return f"a map, such as {{{first_key}: ...}}"
+    message = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return _SAID_PLAINLY.get(item["type"], message)
 
 
 def _known(key: Key, item: Any, model: type[BaseModel], data: Any) -> list[str]:
@@ -199,7 +205,7 @@ _EXAMPLES = {  # of keys that a config must have
     "benchmark": "a map such as {dataset: digits}",
     "deficit": "a map such as {name: blur}",
     "lengths": "a list of epochs such as [20, 40]",
-    SELECT: "a list of values; for lam also continual",
+    "select": "a list of values; for lam also continual",
     "strategies": "a list such as [{name: naive}, {name: mas, lam: 1}]",
 }
 _NOT_A_MAP = ("model_type", "model_attributes_type", "dict_type")
@@ -207,4 +213,5 @@ _SAID_PLAINLY = {
     **dict.fromkeys(_NOT_A_MAP, "a map, such as {name: ...}"),
     "too_short": "a longer list",
     "string_pattern_mismatch": "letters, digits and _ . + - (it names files)",
+    "string_too_long": "at most 100 letters (it names files)",
 }

@@ -47,6 +47,7 @@ def load_config(
     data, searches = take_out_searches(read)
     config = _on_device(_validated(kind, read, data, searches))
     _check_selection(kind, config, read)
+    _check_searches(kind, config, read)
     _check_training(config, read)
     kind.check(config, read)
     check_run_labels([run.label for run in kind.plan(config)], read)
@@ -129,22 +130,9 @@ def _check_selection(kind: Kind[Any], config: Experiment, source: Source) -> Non
     if config.benchmark.held_out:
         where, name = source.where(("benchmark", "validation")), source.name(first[:2])
         raise UserError(f"{where}: {name} holds out data by selection.validation; leave this out")
-    for search in config.searches:
-        _check_search(kind, config, search, source)
     if both := set(selection.seeds) & set(config.seed_list()):
         where = source.where(("selection", "seeds"))
         raise UserError(f"{where}: found {min(both)}, for which results are reported; allowed: other seeds")
-
-
-def _check_search(kind: Kind[Any], config: Experiment, search: Search, source: Source) -> None:
-    """Raise UserError where a choice would change which runs there are, or nothing about any run."""
-    where = source.where((*search.place, SELECT))
-    plans = [kind.plan(config.with_choice(choice)) for choice in candidates([search])]
-    labels = [[run.label for run in plan] for plan in plans]
-    if any(other != labels[0] for other in labels):
-        raise UserError(f"{where}: found values that would rename runs, or give others; give one value")
-    if all(plan == plans[0] for plan in plans):
-        raise UserError(f"{where}: found values on which no run depends; give one value")
 
 
 def _check_training(config: Experiment, source: Source) -> None:
@@ -152,6 +140,18 @@ def _check_training(config: Experiment, source: Source) -> None:
     if config.training.momentum and not takes(optimizer, "momentum"):
         where = source.where(("training", "momentum"))
         raise UserError(f"{where}: found momentum with {optimizer}; allowed: only with optimizer: sgd, rmsprop")
+
+
+def _check_searches(kind: Kind[Any], config: Experiment, source: Source) -> None:
+    """Raise UserError where a choice would change which runs there are, or nothing about any run."""
+    for search in config.searches:
+        where = source.where((*search.place, SELECT))
+        plans = [kind.plan(config.with_choice(choice)) for choice in candidates([search])]
+        labels = [[run.label for run in plan] for plan in plans]
+        if any(other != labels[0] for other in labels):
+            raise UserError(f"{where}: found values that would rename runs, or give others; give one value")
+        if all(plan == plans[0] for plan in plans):
+            raise UserError(f"{where}: found values on which no run depends; give one value")
 
 
 def _look_in(root: Path) -> None:

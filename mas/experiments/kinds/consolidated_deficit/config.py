@@ -44,6 +44,7 @@ def check(config: ConsolidatedDeficit, source: Source) -> None:
     """Raise UserError for what the types cannot say."""
     check_titles(("strategies",), [strategy.title() for strategy in config.strategies], source)
     _check_strategies(config, source)
+    _check_strengths(config, source)
     check_one_length(config.training.epochs, source)
     check_titles(("probes",), [probe.title() for probe in config.probes], source)
     _check_views(config, source)
@@ -54,6 +55,15 @@ def _check_strategies(config: ConsolidatedDeficit, source: Source) -> None:
         if strategy.name in SEES_ALL_AT_ONCE:
             where = source.where(("strategies", number, "name"))
             raise UserError(f"{where}: found {strategy.name!r}, which sees all data at once; allowed: any other")
+
+
+def _check_strengths(config: ConsolidatedDeficit, source: Source) -> None:
+    for number, strategy in enumerate(config.strategies):
+        strengths = strategy.arguments().get("lam")
+        told = [f"{lam:g}" for lam in strengths] if isinstance(strengths, list) else []
+        if len(set(told)) < len(told):
+            where = source.where(("strategies", number, "lam"))
+            raise UserError(f"{where}: found {strengths}; allowed: each strength once, as told by six digits")
 
 
 def _check_views(config: ConsolidatedDeficit, source: Source) -> None:
