@@ -115,5 +115,5 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """A name for files."""
-        return f"{self.label}-seed{self.seed}"
+        """A name for files: a value that was tried may hold a path."""
+        return f"{self.label}-seed{self.seed}".replace("/", "%2F")
