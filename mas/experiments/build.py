@@ -12,7 +12,7 @@ from torch import nn
 
 from mas.benchmarks.images import keep_on_device
 from mas.experiments.cell import CellSettings, CellTraining
-from mas.experiments.config.schema import ModelOptions, StrategyOptions
+from mas.experiments.config.schema import ModelOptions, StrategyOptions, Training
 from mas.experiments.errors import DivergedError
 from mas.experiments.networks import build_model
 from mas.experiments.optimizers import make_optimizer
@@ -98,8 +98,13 @@ def make_strategy(options: StrategyOptions, model: nn.Module, training: CellTrai
     return strategy
 
 
-def optimizer_for(model: nn.Module, training: CellTraining) -> torch.optim.Optimizer:
-    """Build the optimizer of a cell."""
+def optimizer_for(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """Build the optimizer of a network.
+
+    Args:
+        model: the network.
+        training: says which, and with what options.
+    """
     return make_optimizer(
         training.optimizer.name,
         model,

@@ -31,7 +31,8 @@ class CellTraining(Training):
         """Return what the learning rate is multiplied by in an epoch of an experience."""
         if self.schedule is None:
             return 1.0
-        return self.schedule.entry(epoch + self.first_epoch, **self.schedule.arguments())
+        factor: float = self.schedule.factor(epoch + self.first_epoch, self.lr)
+        return factor
 
 
 class SelectionMade(Options):

@@ -10,12 +10,12 @@ from torch import nn
 GIVEN = ("params", "lr", "weight_decay", "momentum")
 """Arguments that ``training`` has keys of its own for."""
 
-_SECOND_CLOSURE = {"LBFGS", "SparseAdam", "Optimizer"}  # need a closure, or sparse gradients
+_UNFIT = {"LBFGS", "SparseAdam", "Muon", "Optimizer"}  # need a closure, sparse gradients, or matrices alone
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     name.lower(): found
     for name, found in vars(torch.optim).items()
-    if inspect.isclass(found) and issubclass(found, torch.optim.Optimizer) and name not in _SECOND_CLOSURE
+    if inspect.isclass(found) and issubclass(found, torch.optim.Optimizer) and name not in _UNFIT
 }
 """Name in YAML, the class's in lower case -> class."""
 

@@ -46,11 +46,14 @@ def torch_schedule(name: str) -> type[torch.optim.lr_scheduler.LRScheduler]:
     return found
 
 
-def torch_factor(epoch: int, name: str, **options: Any) -> float:
-    """Return what a scheduler of torch multiplies a learning rate of 1 by, after so many epochs."""
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+def torch_factor(epoch: int, name: str, lr: float = 1.0, **options: Any) -> float:
+    """Return what a scheduler of torch multiplies a learning rate by, after so many epochs.
+
+    It depends on the rate ``lr`` where an option is a rate itself, such as ``eta_min``.
+    """
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
     scheduler = torch_schedule(name)(optimizer, **options)
     for _ in range(epoch):
         optimizer.step()
         scheduler.step()
-    return float(scheduler.get_last_lr()[0])
+    return float(scheduler.get_last_lr()[0]) / lr

@@ -20,7 +20,7 @@ from mas.experiments.config.schema import (
     StrategyOptions,
     parts_of,
 )
-from mas.experiments.config.search import candidates
+from mas.experiments.config.search import SELECT, Choice, candidates
 from mas.experiments.config.yaml_source import Key, Source, nearest
 from mas.experiments.errors import UserError
 from mas.experiments.kind import Kind
@@ -51,7 +51,10 @@ def _try_all(kind: Kind[Any], config: Experiment, source: Source) -> None:
         model = model_for(benchmark, config.model, seed=0)
     every = [run.settings for run in kind.plan(config)]
     _try_epochs(config, benchmark, every, source)
+    with _said_at(source, ("training", "optimizer")):
+        optimizer_for(model, config.training)
     _try_smallest_batch(config, benchmark, model, source)
+    _try_values(config, benchmark, source)
     _try_strategies(config, model, source)
     _try_deficits(config, benchmark, source)
     _try_probes(config, benchmark, model, source)
@@ -116,6 +119,27 @@ def _try_smallest_batch(config: Experiment, benchmark: Any, model: nn.Module, so
         ) from None
 
 
+def _try_values(config: Experiment, benchmark: Any, source: Source) -> None:
+    """Build what the further values of a search change; `_try_strategies` tries those of strategies."""
+    for search in config.searches:
+        for number, value in enumerate(search.values[1:], start=1):
+            variant = config.with_choice(Choice((search,), (value,)))
+            with _said_at(source, (*search.place, SELECT, number)):
+                _try_value(config, variant, benchmark)
+
+
+def _try_value(config: Experiment, variant: Experiment, benchmark: Any) -> None:
+    stream = variant.benchmark
+    if stream != config.benchmark:
+        benchmark = stream.entry(**stream.arguments())
+    elif variant.model == config.model and variant.training == config.training:
+        return
+    model = model_for(benchmark, variant.model, seed=0)
+    optimizer_for(model, variant.training)
+    training = CellTraining(**variant.training.model_dump())
+    training.rate_factor(training.longest_epochs() - 1)
+
+
 def _try_strategies(config: Experiment, model: nn.Module, source: Source) -> None:
     training = CellTraining(**config.training.model_dump() | {"device": "cpu"})
     with _said_at(source, ("training", "optimizer")):
@@ -157,14 +181,13 @@ def _said_at(source: Source, place: Key) -> Iterator[None]:
     """Say where in the config a mistake is that only building shows."""
     try:
         yield
+    except UserError:
+        raise
     except (ValueError, FloatingPointError) as error:  # a probe may blow up
-        raise UserError(f"{source.where(place)}: {_one_line(error)}") from None
-    except _WRONG_ARGUMENTS as error:  # of torch, or of the user's own functions
-        raise UserError(f"{source.where(place)}: {type(error).__name__}: {_one_line(error)}") from None
+        raise UserError(f"{source.where(place)}: {_in_one_line(error)}") from None
+    except Exception as error:  # torch, and functions of the user's own, may raise anything
+        raise UserError(f"{source.where(place)}: {type(error).__name__}: {_in_one_line(error)}") from error
 
 
-_WRONG_ARGUMENTS = (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, RuntimeError)
-
-
-def _one_line(error: Exception) -> str:
+def _in_one_line(error: Exception) -> str:
     return " ".join(str(error).split())

@@ -3,7 +3,6 @@
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Annotated, Any, Literal, Self, TypeVar, Union
 
 from pydantic import (
@@ -216,16 +215,23 @@ def _stream_option(name: str, annotation: Any, default: Any) -> Any:
     return one_of(STREAM_DEFICIT_MODELS, "name") if name == "deficit" else annotation
 
 
-class TorchScheduleOptions(EntryOptions):
+class ScheduleOptions(EntryOptions):
+    """A schedule of the learning rate."""
+
+    def factor(self, epoch: int, lr: float) -> float:
+        """Return what the learning rate ``lr`` is multiplied by in an epoch."""
+        return float(self.entry(epoch, **self.arguments()))
+
+
+class TorchScheduleOptions(ScheduleOptions):
     """A scheduler of torch by its class's name; further keys are its arguments."""
 
     model_config = ConfigDict(extra="allow")
     name: str
 
-    @property
-    def entry(self) -> Any:  # type: ignore[override]
-        """A function of (epoch, options)."""
-        return partial(torch_factor, name=self.name)
+    def factor(self, epoch: int, lr: float) -> float:
+        """Return what the learning rate ``lr`` is multiplied by in an epoch."""
+        return torch_factor(epoch, self.name, lr, **self.arguments())
 
     def arguments(self) -> dict[str, Any]:
         """Return the scheduler's arguments."""
@@ -242,7 +248,7 @@ def _torch_schedule_model(name: str) -> type[EntryOptions]:
 
 
 SCHEDULE_MODELS = {
-    **models_of(SCHEDULES, "name", leave_out={"epoch"}),
+    **models_of(SCHEDULES, "name", leave_out={"epoch"}, base=ScheduleOptions),
     **{name: _torch_schedule_model(name) for name in TORCH_SCHEDULES},
 }
 STREAM_DEFICIT_MODELS = models_of(DEFICITS, "name", leave_out=FILLED_IN)
