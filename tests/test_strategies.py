@@ -46,6 +46,7 @@ from mas.strategies import (
 )
 from tests.conftest import assert_same
 from tests.oracles.path import si_by_loop
+from tools import strategy_stub
 
 REGULARISED = {
     name: strategy for name, strategy in STRATEGIES.items() if "lam" in inspect.signature(strategy).parameters
@@ -418,6 +419,11 @@ class TestArguments:
         assert shown[: len(theirs) - 1] == theirs[:-1]  # the last one is **kwargs
         assert shown[-1] == theirs[-1]
         assert len(set(shown)) == len(shown)
+
+
+def test_the_stub_spells_out_the_arguments_of_every_strategy():
+    """Editors and type checkers read it; `python -m tools.strategy_stub` writes it."""
+    assert strategy_stub.STUB.read_text(encoding="utf-8") == strategy_stub.stub()
 
 
 def test_a_subclass_shows_and_takes_the_same_arguments():
