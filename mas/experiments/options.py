@@ -105,7 +105,7 @@ def _imported(key: str, given: frozenset[str], base: type[EntryOptions]) -> type
     fields: dict[str, Any] = {key: (Literal["import"], IMPORT)}
     # of several bases the last one's config counts, and the imported options allow further keys
     bases = (ImportedOptions,) if issubclass(ImportedOptions, base) else (base, ImportedOptions)
-    model = create_model("import_options", __base__=bases, **fields)
+    model: type[ImportedOptions] = create_model("import_options", __base__=bases, **fields)
     model.given = given
     return model
 

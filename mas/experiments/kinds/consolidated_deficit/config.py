@@ -4,12 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from mas.annotations import Count
 from mas.experiments.config.checks import check_one_length, check_titles
 from mas.experiments.config.schema import (
     AnyDeficit,
     AnyProbe,
     AnyProtection,
-    Count,
     Experiment,
     ProbeOptions,
     WholeStream,

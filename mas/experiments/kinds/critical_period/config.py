@@ -4,11 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from mas.annotations import Count
 from mas.experiments.config.checks import check_one_length, check_titles
 from mas.experiments.config.schema import (
     AnyDeficit,
     AnyProbe,
-    Count,
     Epochs,
     Experiment,
     ProbeOptions,
