@@ -91,8 +91,8 @@ def run(
 def check(config: ConfigFile, changes: Changes = None, data: Data = None) -> None:
     """Validate a config and print its cells, without running them."""
     with _user_errors():
-        from mas.experiments.read_config import load_config
         from mas.experiments.plan import Plan
+        from mas.experiments.read_config import load_config
 
         cells = Plan(load_config(config, changes or [], data)).every_cell()
         for cell in cells:

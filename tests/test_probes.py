@@ -19,9 +19,9 @@ from mas.benchmarks.deficits import noise
 from mas.experiments.cell import Cell
 from mas.experiments.config.schema import MODEL_MODELS
 from mas.experiments.errors import UserError
-from mas.experiments.read_config import load_config
 from mas.experiments.networks import mlp
 from mas.experiments.plan import Plan
+from mas.experiments.read_config import load_config
 from mas.experiments.training import train_cell
 from mas.strategies import MAS, PROBES, SI, Joint, Naive, ProbePlugin, Replay, Schedule
 from tests.building import built_mlp, built_strategy

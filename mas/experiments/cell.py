@@ -129,5 +129,5 @@ def _file_name(label: str) -> str:
     """
     if re.fullmatch(r"[\w.+=,~-]{1,150}", label, re.ASCII):
         return label
-    plain = re.sub(r"[^\w.+=,~-]", "_", label, flags=re.ASCII)
+    plain = re.sub(r"[^\w.+=,~-]+", "_", label, flags=re.ASCII)
     return f"{plain[:80]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"

@@ -104,8 +104,8 @@ def _imported(key: str, given: frozenset[str], base: type[EntryOptions]) -> type
     """Return the model of an entry that is imported."""
     fields: dict[str, Any] = {key: (Literal["import"], IMPORT)}
     # of several bases the last one's config counts, and the imported options allow further keys
-    bases = (ImportedOptions,) if issubclass(ImportedOptions, base) else (base, ImportedOptions)
-    model: Any = create_model("import_options", __base__=bases, **fields)
+    bases: Any = (ImportedOptions,) if issubclass(ImportedOptions, base) else (base, ImportedOptions)
+    model: type[ImportedOptions] = create_model("import_options", __base__=bases, **fields)
     model.given = given
     return model
 

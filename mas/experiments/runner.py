@@ -19,8 +19,8 @@ from mas.experiments.cell import Cell
 from mas.experiments.config.schema import Experiment
 from mas.experiments.config.search import Choice
 from mas.experiments.errors import UserError
-from mas.experiments.read_config import load_config
 from mas.experiments.plan import Plan
+from mas.experiments.read_config import load_config
 from mas.experiments.results import Results, Tried, best
 from mas.experiments.store import Store
 from mas.experiments.training import Trained, train_cell

@@ -1,4 +1,4 @@
-"""What probes saw: every value, means over seeds, and the shares of the layers."""
+"""Tables of what probes measured: every value, means over seeds, and shifts of the layers' shares."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 
 from mas.experiments.config.schema import ProbeOptions
-from mas.experiments.record import CellRecord
+from mas.experiments.record import CellRecord, finished
 from mas.experiments.statistics import mean_and_interval
 from mas.information import share_shift
 
 PROBE_COLUMNS = ["label", "seed", "data", "experience", "epoch", "iteration", "probe", "part", "value"]
 TRACE_COLUMNS = ["label", "probe", "data", "part", "experience", "epoch", "iteration", "mean", "ci_low", "ci_high", "n"]
 SHIFT_COLUMNS = ["label", "data", "shift", "ci_low", "ci_high", "n"]
-TOTAL = "all layers"  # the part that sums up those of a layer each
+TOTAL = "all layers"  # the part that is the sum over layers
 FISHER = "fisher_trace"
 PER_LAYER = (FISHER, "information")  # probes whose parts are layers, and add up
 
@@ -35,23 +35,32 @@ def probes_table(records: Sequence[CellRecord]) -> pd.DataFrame:
 def trace_table(records: Sequence[CellRecord]) -> pd.DataFrame:
     """Return each value's mean over seeds, with its 95 % interval: columns `TRACE_COLUMNS`.
 
-    What is measured layer by layer has a further part, `TOTAL`, their sum.
+    Probes that measure layer by layer have a further part, `TOTAL`, the sum over layers.
     """
-    table = _every_value([record for record in records if record.outcome.finished])
-    keys = ["label", "probe", "data", "experience", "epoch", "iteration"]
-    layered = table[table["part"].ne("") & table["name"].isin(PER_LAYER)]
-    totals = layered.groupby([*keys, "seed"], sort=False)["value"].sum().reset_index().assign(part=TOTAL)
-    every = pd.concat([table, totals], ignore_index=True)
-    rows = [
-        (label, probe, data, part, experience, epoch, iteration, *mean_and_interval(own["value"]))
-        for (label, probe, data, experience, epoch, iteration, part), own in every.groupby([*keys, "part"], sort=False)
-    ]
+    table = _every_value(finished(records))
+    every = pd.concat([table, _totals(table)], ignore_index=True)
+    rows = []
+    for key, own in every.groupby([*_MOMENT, "part"], sort=False):
+        label, probe, data, experience, epoch, iteration, part = key
+        mean = mean_and_interval(own["value"])
+        rows.append((label, probe, data, part, experience, epoch, iteration, *mean))
     return pd.DataFrame(rows, columns=TRACE_COLUMNS)
+
+
+_MOMENT = ["label", "probe", "data", "experience", "epoch", "iteration"]
+
+
+def _totals(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the sums over layers, seed by seed."""
+    layered = table[table["part"].ne("") & table["name"].isin(PER_LAYER)]
+    sums = layered.groupby([*_MOMENT, "seed"], sort=False)["value"].sum()
+    return sums.reset_index().assign(part=TOTAL)
 
 
 def fisher_title(probes: Sequence[ProbeOptions]) -> str | None:
     """Return the title of the first probe of Fisher traces; None if there is none."""
-    return next((probe.title() for probe in probes if probe.name == FISHER), None)
+    titles = [probe.title() for probe in probes if probe.name == FISHER]
+    return titles[0] if titles else None
 
 
 def fisher_traces(traces: pd.DataFrame, probes: Sequence[ProbeOptions]) -> pd.DataFrame:
@@ -65,7 +74,9 @@ def layer_traces(record: CellRecord, data: str) -> LayerTraces:
     found: LayerTraces = {}
     for row in record.outcome.probes:
         if row.label == title and row.data == data:
-            found.setdefault((row.experience, row.epoch, row.iteration), {})[row.part] = row.value
+            moment = (row.experience, row.epoch, row.iteration)
+            layers = found.setdefault(moment, {})
+            layers[row.part] = row.value
     return found
 
 
@@ -74,20 +85,21 @@ def shift_table(records: Sequence[CellRecord], since: tuple[int, int], data: str
 
     Args:
         records: of cells with the probe ``fisher_trace``; others are left out.
-        since: (experience, epoch) to begin with; the first look from then on counts.
+        since: (experience, epoch) of the beginning; the first measurement from then on counts.
         data: what it was measured on.
     """
     found: dict[str, list[float]] = {}
-    for record in records:
+    for record in finished(records):
         traces = layer_traces(record, data)
-        if record.outcome.finished and traces:
-            found.setdefault(record.label, []).append(shift(traces, since))
+        if traces:
+            shifts = found.setdefault(record.label, [])
+            shifts.append(shift(traces, since))
     rows = [(label, data, *mean_and_interval(shifts)) for label, shifts in found.items()]
     return pd.DataFrame(rows, columns=SHIFT_COLUMNS)
 
 
 def shift(traces: LayerTraces, since: tuple[int, int]) -> float:
-    """Return how far the layers' shares move to the end, in nats; NaN where a trace is 0, or there is one alone."""
+    """Return the shift of the layers' shares to the end, in nats; NaN for a trace of 0, or fewer than two traces."""
     later = [layers for at, layers in traces.items() if at[:2] >= since]
     if len(later) < 2:
         return np.nan
@@ -98,15 +110,16 @@ def shift(traces: LayerTraces, since: tuple[int, int]) -> float:
 
 
 def as_drawn(traces: pd.DataFrame) -> pd.DataFrame:
-    """Leave out the layers of what has a sum."""
-    summed = set(traces[traces["part"] == TOTAL]["probe"])
-    return traces[(traces["part"] == TOTAL) | ~traces["probe"].isin(summed)]
+    """Return a table of traces without the single layers of probes that have a sum over layers."""
+    is_total = traces["part"] == TOTAL
+    has_total = traces["probe"].isin(set(traces["probe"][is_total]))
+    return traces[is_total | ~has_total]
 
 
 def _every_value(records: Sequence[CellRecord]) -> pd.DataFrame:
-    rows = [
-        (record.label, record.seed, r.data, r.experience, r.epoch, r.iteration, r.label, r.part, r.value, r.probe)
-        for record in records
-        for r in record.outcome.probes
-    ]
+    rows = []
+    for record in records:
+        for row in record.outcome.probes:
+            moment = (row.experience, row.epoch, row.iteration)
+            rows.append((record.label, record.seed, row.data, *moment, row.label, row.part, row.value, row.probe))
     return pd.DataFrame(rows, columns=[*PROBE_COLUMNS, "name"])

@@ -3,8 +3,8 @@
 from functools import cache
 
 from mas.experiments.cell import Cell, CellSettings
-from mas.experiments.read_config import load_config
 from mas.experiments.plan import Plan
+from mas.experiments.read_config import load_config
 from mas.experiments.record import CellRecord, Outcome
 from mas.experiments.training import Trained
 

@@ -5,10 +5,10 @@ import inspect
 import re
 
 import pytest
+from mas.experiments.config.load import load_config
 
 from mas.experiments.config import complaints as module
 from mas.experiments.config.complaints import complaints, models_at
-from mas.experiments.config.load import load_config
 from mas.experiments.config.schema import Selection, Training
 from mas.experiments.config.yaml_source import Source
 from mas.experiments.errors import UserError

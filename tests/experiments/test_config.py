@@ -13,8 +13,8 @@ from mas.experiments.config.schema import STRATEGY_MODELS
 from mas.experiments.config.search import Search
 from mas.experiments.config.yaml_source import Source
 from mas.experiments.errors import RenamedWarning, UserError
-from mas.experiments.read_config import load_config
 from mas.experiments.plan import Plan
+from mas.experiments.read_config import load_config
 from mas.experiments.seeds import stream_seed
 from mas.strategies import STRATEGIES
 

@@ -8,9 +8,9 @@ import torch
 import yaml
 
 from mas.experiments.config.schema import MODEL_MODELS
-from mas.experiments.read_config import load_config
 from mas.experiments.networks import build_model
 from mas.experiments.plan import Plan
+from mas.experiments.read_config import load_config
 from mas.experiments.runner import run_experiment
 from tests.data import make_folder, real
 

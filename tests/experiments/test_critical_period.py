@@ -22,9 +22,9 @@ from mas.experiments.kinds.consolidated_deficit.tables import scores_table
 from mas.experiments.kinds.critical_period.plan import plan
 from mas.experiments.kinds.critical_period.tables import control_comparison, curves, tables
 from mas.experiments.kinds.forgetting.page import stream_section
-from mas.experiments.read_config import load_config
 from mas.experiments.plan import Plan
 from mas.experiments.probing import make_deficit_plugin
+from mas.experiments.read_config import load_config
 from mas.experiments.record import CellRecord, Outcome, ProbeRow
 from mas.experiments.reporting import write_report
 from mas.experiments.results import Results

@@ -3,12 +3,14 @@
 import pickle
 from copy import deepcopy
 
+import pandas as pd
 import pytest
 
 from mas.experiments.cell import Cell
 from mas.experiments.errors import UserError
-from mas.experiments.read_config import load_config
+from mas.experiments.kinds.forgetting.tables import SELECTION_COLUMNS, chosen_rows
 from mas.experiments.plan import Plan
+from mas.experiments.read_config import load_config
 
 FORGETTING = {
     "experiment": "forgetting",
@@ -155,3 +157,12 @@ def test_cells_can_be_sent_to_workers(parts):
         assert sent == cell
         assert sent.settings.plain() == cell.settings.plain()
         assert deepcopy(cell) == cell
+
+
+def test_remarks_of_choices_with_commas_in_their_values():
+    values = ["lam=1.0,hidden=[4]", "lam=1.0,hidden=[8, 8]", 'lam=2.0,hidden={"a": 1, "b": 2}']
+    rows = [
+        ("mas", v, 0, None, "finished", acc, 1.0, acc == 0.9) for v, acc in zip(values, [0.1, 0.9, 0.2], strict=True)
+    ]
+    shown = chosen_rows(pd.DataFrame(rows, columns=SELECTION_COLUMNS))
+    assert shown["remark"].tolist() == ["", "lam at an end of what was tried: better values may lie beyond", ""]

@@ -9,13 +9,13 @@ from typing import Annotated, Literal
 import pandas as pd
 import pytest
 import yaml
+from mas.experiments.config.load import load_config
 from pydantic import Field
 from typer.testing import CliRunner
 
 import mas.experiments
 from mas.cli import app
 from mas.experiments.cell import settings_for
-from mas.experiments.config.load import load_config
 from mas.experiments.config.schema import STRATEGY_MODELS, Experiment, Positive, WholeStream
 from mas.experiments.errors import UserError
 from mas.experiments.kind import Kind, PlannedRun

@@ -15,8 +15,8 @@ from mas.experiments import training
 from mas.experiments.build import build_benchmark, build_strategy
 from mas.experiments.config.schema import MODEL_MODELS
 from mas.experiments.errors import UserError
-from mas.experiments.read_config import load_config
 from mas.experiments.plan import Plan
+from mas.experiments.read_config import load_config
 from mas.experiments.record import Outcome
 from mas.experiments.runner import CellEnded, Started, default_workers, run_experiment
 from mas.experiments.store import Store, environment

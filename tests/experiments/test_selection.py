@@ -7,19 +7,19 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from mas.experiments.config.load import load_config
+from mas.experiments.report.write import write_report
 
 from mas.benchmarks import split
 from mas.experiments import training
 from mas.experiments.build import build_benchmark, build_strategy
 from mas.experiments.cell import Cell, SelectionMade
-from mas.experiments.config.load import load_config
 from mas.experiments.config.schema import STRATEGY_MODELS, STREAM_MODELS
 from mas.experiments.config.search import Choice, Search, candidates
 from mas.experiments.continual import penalty_of, tune
 from mas.experiments.errors import UserError
 from mas.experiments.plan import Plan
 from mas.experiments.record import StrengthTry
-from mas.experiments.report.write import write_report
 from mas.experiments.results import Tried, best
 from mas.experiments.runner import read_results, run_experiment
 from mas.experiments.seeds import stream_seed

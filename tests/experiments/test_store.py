@@ -12,8 +12,8 @@ import yaml
 
 from mas.experiments.build import build_benchmark, model_for
 from mas.experiments.errors import UserError
-from mas.experiments.read_config import load_config
 from mas.experiments.plan import Plan
+from mas.experiments.read_config import load_config
 from mas.experiments.runner import Started, read_folder, run_experiment
 from mas.experiments.seeds import stream_seed
 from mas.experiments.store import Store, environment

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mas.experiments.config.load import load_config
 from torch import nn
 
 from mas.experiments.build import build_benchmark, build_strategy, model_for
-from mas.experiments.config.load import load_config
 from mas.experiments.config.schema import SCHEDULE_MODELS
 from mas.experiments.errors import UserError
 from mas.experiments.losses import LOSSES, cross_entropy, multi_margin, squared_error

@@ -19,8 +19,8 @@ from mas.experiments.kinds.forgetting.scores import (
     summary_table,
 )
 from mas.experiments.kinds.forgetting.tables import chosen_rows, tables
-from mas.experiments.read_config import load_config
 from mas.experiments.plan import Plan
+from mas.experiments.read_config import load_config
 from mas.experiments.report.drawing import png
 from mas.experiments.report.text import number, percent
 from mas.experiments.reporting import write_report

@@ -114,14 +114,24 @@ def _strength(value: str) -> float:
 
 
 def _remark(chosen: str, tried: Sequence[str], as_good: int) -> str:
-    parts = [[part.partition("=") for part in _BETWEEN.split(value)] for value in (chosen, *tried)]
-    ends = []
-    for i, (name, _, own) in enumerate(parts[0]):
+    every = [_options(value) for value in tried]
+    remarks = []
+    for name, own in _options(chosen).items():
         number = _number(own)
-        others = {_number(value[i][2]) for value in parts[1:]} - {None}
-        if number is not None and len(others) > 1 and number in (min(others), max(others)):  # type: ignore[type-var]
-            ends.append(f"{name} at an end of what was tried: better values may lie beyond")
-    return "; ".join([*ends, *([f"{as_good} did as well"] if as_good > 1 else [])])
+        numbers = [found for options in every if (found := _number(options.get(name, ""))) is not None]
+        several = len(set(numbers)) > 1
+        if several and number in (min(numbers), max(numbers)):
+            remarks.append(f"{name} at an end of what was tried: better values may lie beyond")
+    if as_good > 1:
+        remarks.append(f"{as_good} did as well")
+    return "; ".join(remarks)
+
+
+def _options(value: str) -> dict[str, str]:
+    """Return the options of a choice by name: ``lam=0.1,hidden=[4, 4]`` has two."""
+    parts = re.split(r",(?=[\w.]+=)", value)
+    pairs = [part.partition("=") for part in parts]
+    return {name: text for name, _, text in pairs}
 
 
 def _number(text: str) -> float | None:
