@@ -138,7 +138,7 @@ class ImportancePlugin(SupervisedPlugin[Any]):
         with explaining(strategy, drawn, forward):
             importance = self.measure(strategy.model, drawn(), forward=forward)
             if self.parameters == "backbone":
-                head = last_layer(strategy.model, next(drawn()), forward)
+                head = last_layer(strategy.model, next(drawn()), forward=forward)
                 importance = {name: omega for name, omega in importance.items() if name not in head}
         self.penalty.consolidate(strategy.model, importance)
 
@@ -344,7 +344,7 @@ class RWalkPlugin(ImportancePlugin):
     def _close_interval(self, strategy: Any) -> None:
         forward = by_strategy(strategy, by_task_labels)
         with explaining(strategy, lambda: iter([self.batch]), forward):
-            fisher = fisher_importance(strategy.model, [self.batch], "empirical", forward)
+            fisher = fisher_importance(strategy.model, [self.batch], labels="empirical", forward=forward)
         self._walk().close_interval(fisher)
 
     def _walk(self) -> RiemannianWalk:

@@ -200,7 +200,9 @@ def information(
     labels: Labels = "exact",
 ) -> dict[str, float]:
     """Information in the weights of each layer, in nats, at β and prior; see `mas.information_in_weights`."""
-    return information_in_weights(model, fisher_importance(model, batches, labels, forward), beta, prior_std)
+    return information_in_weights(
+        model, fisher_importance(model, batches, labels=labels, forward=forward), beta, prior_std
+    )
 
 
 def noise_curve(
@@ -212,7 +214,7 @@ def noise_curve(
     draws: Count = 10,
 ) -> dict[str, float]:
     """Accuracy with the posterior's noise on the weights, and information, see `mas.accuracy_information_curve`."""
-    fisher = fisher_importance(model, batches, "exact", forward)
+    fisher = fisher_importance(model, batches, forward=forward)
     points = accuracy_information_curve(model, batches, fisher, betas, prior_std, draws, forward)
     nats = {f"information beta={p.beta:g}": p.information for p in points}
     return nats | {f"accuracy beta={p.beta:g}": p.accuracy for p in points}
