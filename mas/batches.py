@@ -1,4 +1,4 @@
-"""Batches: what they hold, how many samples, some of them, and how a model is run on one."""
+"""Batches: count their samples, select some of them, run a model on one."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -11,9 +11,13 @@ Forward = Callable[[nn.Module, Batch], Any]
 
 
 def batch_size(batch: Batch) -> int:
-    """Count the samples of a batch: the length of its first tensor's first axis.
+    """Return the number of samples in a batch: the length of its first tensor's first axis.
 
-    >>> batch_size((torch.zeros(5, 2), torch.zeros(5)))
+    Raises:
+        ValueError: the batch holds no tensor with an axis.
+
+    >>> from torch import zeros
+    >>> batch_size((zeros(5, 2), zeros(5)))
     5
     """
     for leaf in tree_leaves(batch):
@@ -32,15 +36,24 @@ def with_samples(batches: Iterable[Batch]) -> Iterator[Batch]:
     [2, 3]
     """
     for batch in batches:
-        leaves = tree_leaves(batch)
-        sizes = [len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim > 0]
-        empty = sizes[0] == 0 if sizes else not leaves
-        if not empty:
+        if not _is_empty(batch):
             yield batch
 
 
+def _is_empty(batch: Batch) -> bool:
+    leaves = tree_leaves(batch)
+    for leaf in leaves:
+        if isinstance(leaf, Tensor) and leaf.ndim > 0:
+            return len(leaf) == 0
+    return not leaves
+
+
 def run_forward(model: nn.Module, batch: Batch) -> Any:
-    """Give ``model(batch)``, or ``model(batch[0])`` for a tuple or list such as ``(x, y)``."""
+    """Return ``model(batch)``, or ``model(batch[0])`` for a tuple or list such as ``(x, y)``.
+
+    Raises:
+        ValueError: the batch is neither a tensor nor a tuple or list.
+    """
     if isinstance(batch, tuple | list):
         return model(batch[0])
     if isinstance(batch, Tensor):
@@ -55,7 +68,7 @@ def labels_of(batch: Batch, what: str) -> Tensor:
 
     Args:
         batch: a tuple or list.
-        what: that needs them, for the message.
+        what: the measure that needs the labels, for the message.
 
     Raises:
         ValueError: the batch has no labels.
@@ -65,28 +78,52 @@ def labels_of(batch: Batch, what: str) -> Tensor:
     return batch[1]
 
 
-def has_samples(leaf: Any, size: int) -> bool:
-    """Tell whether the first axis of a part of a batch counts its ``size`` samples."""
+def count_correct(output: Tensor, labels: Tensor) -> int:
+    """Return how many samples have their greatest output at their label.
+
+    Args:
+        output: of shape (N, classes).
+        labels: whole numbers, of shape (N,), on any device.
+
+    >>> from torch import tensor
+    >>> count_correct(tensor([[0.1, 0.9], [0.8, 0.2]]), tensor([1, 1]))
+    1
+    """
+    predicted = output.argmax(1)
+    return int((predicted == labels.to(predicted.device)).sum())
+
+
+def has_sample_axis(leaf: Any, size: int) -> bool:
+    """Return whether a part of a batch is a tensor whose first axis has length ``size``."""
     return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == size
 
 
-def samples(batch: Batch, index: Sequence[int] | slice, size: int) -> Batch:
-    """Select samples of a batch of ``size``; whatever is not counted in samples stays as it is."""
-    return tree_map(lambda leaf: leaf[index] if has_samples(leaf, size) else leaf, batch)
+def select_samples(batch: Batch, index: Sequence[int] | slice, size: int) -> Batch:
+    """Return the samples at ``index`` of a batch of ``size`` samples; parts without a sample axis are kept whole."""
+
+    def select(leaf: Any) -> Any:
+        return leaf[index] if has_sample_axis(leaf, size) else leaf
+
+    return tree_map(select, batch)
 
 
 def first_samples(batches: Iterable[Batch], limit: int | None) -> Iterator[Batch]:
-    """Give batches until ``limit`` samples are reached, the last one cut to fit."""
-    left = limit
+    """Yield batches until ``limit`` samples are reached; cut the last batch to fit. None means no limit."""
+    if limit is None:
+        yield from batches
+        return
+    remaining = limit
     for batch in batches:
         size = batch_size(batch)
-        yield batch if left is None or size <= left else samples(batch, slice(left), size)
-        if left is not None and (left := left - size) <= 0:
+        yield batch if size <= remaining else select_samples(batch, slice(remaining), size)
+        remaining -= size
+        if remaining <= 0:
             return
 
 
-def chunks(size: int, limit: int, one: int) -> Iterator[slice]:
-    """Cut ``size`` samples of ``one`` byte each into slices of at most ``limit`` bytes."""
-    step = max(1, limit // max(one, 1))
+def chunks(size: int, max_bytes: int, bytes_per_sample: int) -> Iterator[slice]:
+    """Yield slices that cover ``size`` samples, each of at most ``max_bytes`` bytes, or of a single sample."""
+    step = max(1, max_bytes // max(bytes_per_sample, 1))
     for start in range(0, size, step):
-        yield slice(start, min(start + step, size))
+        stop = min(start + step, size)
+        yield slice(start, stop)

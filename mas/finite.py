@@ -1,4 +1,4 @@
-"""Checks that a network has not diverged: a value that is not finite raises FloatingPointError."""
+"""Checks that a network has not diverged: each raises FloatingPointError for a value that is not finite."""
 
 from typing import Any
 
@@ -29,15 +29,16 @@ def check_output(output: Any, cause: str = _DIVERGED) -> None:
     """Raise FloatingPointError if a model's output is not finite.
 
     Every sample needs a finite greatest value and no NaN, in each tensor of the output. So -inf is
-    accepted for some outputs of a sample, as a mask of classes writes it, but not for all of them.
+    accepted for some outputs of a sample, as in a mask of classes, but not for all of them.
 
     Args:
         output: any nest of tensors, samples on axis 0.
-        cause: ends the message.
+        cause: the probable cause, the end of the message.
     """
     for leaf in tree_leaves(output):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel():
-            samples = len(leaf) if leaf.ndim else 1
-            greatest = leaf.detach().reshape(samples, -1).amax(1)  # NaN if one value is
-            if not bool(torch.isfinite(greatest).all()):
-                raise FloatingPointError(f"the network's output is not finite; {cause}")
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or not leaf.numel():
+            continue
+        samples = len(leaf) if leaf.ndim else 1
+        greatest = leaf.detach().reshape(samples, -1).amax(1)  # NaN if one value is NaN
+        if not bool(torch.isfinite(greatest).all()):
+            raise FloatingPointError(f"the network's output is not finite; {cause}")

@@ -1,24 +1,25 @@
 """The engine: sums over samples of |g| or g squared, g the gradient of an objective for one sample.
 
 How it works. The forward pass is recorded (`mas.recording`): every call of a layer function with
-parameters, its input, and the place of its output in the autograd graph. One backward pass, which
-computes no weight gradients at all, then gives the gradient of every noted output, and the
-function's closed form (`mas.rules`) turns (input, gradient) into the moment.
+parameters, its input, and its output's node in the autograd graph. One backward pass, which
+computes no weight gradients, then computes the gradient of every recorded output, and the
+function's closed form (`mas.rules`) turns (input, gradient) into the moment (`mas.summing`).
 
-A parameter that is still reachable in the graph was used in some other way as well. Such
-parameters take the slow road, all of their uses together: `vmap(grad)`, or, where that cannot be,
-one backward pass a sample. So a missing closed form costs time, never a wrong number.
+A parameter that is still reachable in the graph is also used in some other way. The fallback
+(`mas.fallback`) then computes the gradient of all its uses: by `vmap(grad)`, or, where that fails,
+by one backward pass per sample. So a missing closed form costs time, but the result is exact.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from mas.batches import Batch, Forward, batch_size, first_samples, run_forward, samples
+from mas.batches import Batch, Forward, batch_size, first_samples, run_forward, select_samples
 from mas.fallback import Fallback, accumulate
 from mas.recording import Key, LayerCall, Layout, Recorder, close, leaves, locate
 from mas.state import named_parameters, preserving_state, unwrap_model
@@ -28,36 +29,37 @@ Objective = Callable[[Any, Batch], Tensor]
 Moment = Literal["abs", "square"]
 Reduction = Literal["sample", "batch"]
 
-DIVERGED = "if the network has diverged, use a lower learning rate or strength"  # the end of every such message
+# ends the messages about values that are not finite
+DIVERGED = "if the network has diverged, use a lower learning rate or strength"
 
 
 def per_sample_moments(
     model: nn.Module,
     batch: Batch,
     objective: Objective,
+    *,
     moment: Moment = "abs",
     forward: Forward | None = None,
     max_bytes: int | None = None,
 ) -> dict[str, Tensor]:
-    """Sum over the samples of a batch of |g| or g squared, exact per sample.
+    """Return the sum over the samples of a batch of |g| or g squared, exact per sample.
 
     For sample n and parameter θ, g_n = ∂ objective_n / ∂θ. The absolute value or the square is
-    taken per sample, *before* the sum; moments of a batch-mean gradient are another, smaller
-    number.
+    taken per sample, *before* the sum; moments of the batch-mean gradient are a different, smaller
+    quantity.
 
     Args:
-        model: any module. It is run in eval mode and left as it was found. Hooks on parameters
+        model: any module. It is run in eval mode, and its state is restored. Hooks on parameters
             are not called.
-        batch: a tensor, or a nest of tuples, lists and dicts; the first axis of its tensors
-            counts the samples.
-        objective: ``objective(output, batch)`` gives one number per sample, shape (N,), or K
+        batch: a tensor, or a nest of tuples, lists and dicts of tensors with samples on axis 0.
+        objective: ``objective(output, batch)`` returns one number per sample, shape (N,), or K
             numbers per sample, shape (N, K), whose moments are summed.
         moment: "abs" for Σ_n |g_n| (MAS), "square" for Σ_n g_n² (Fisher information).
-        forward: ``forward(model, batch)`` gives the output; by default ``model(batch)``, or
+        forward: ``forward(model, batch)`` returns the output; by default ``model(batch)``, or
             ``model(batch[0])`` for a tuple or list.
-        max_bytes: the most that per-sample gradients may take at a time, in bytes; a single
-            sample's are always made. By default 1 MiB on a CPU (what stays in its cache is
-            quick), 256 MiB on an accelerator, and 64 MiB where `vmap` is needed.
+        max_bytes: limit of the memory for per-sample gradients at a time, in bytes; one sample's
+            gradients are always computed. By default 1 MiB on a CPU (the size of a cache),
+            256 MiB on an accelerator, and 64 MiB where `vmap` is needed.
 
     Returns:
         For every parameter that requires a gradient: its name and a tensor of its shape, in its
@@ -69,19 +71,19 @@ def per_sample_moments(
             not depend on the parameters; samples of the batch influence each other; model and
             batch are on different devices.
         FloatingPointError: the objective or a moment is not finite.
-        RuntimeError: a parameter has no exact per-sample gradient by any road.
+        RuntimeError: the exact per-sample gradient of a parameter cannot be computed by any method.
 
     For a linear model y = w x and the objective y, the gradient for sample n is x_n:
 
     >>> model = nn.Linear(1, 1, bias=False)
     >>> batch = torch.tensor([[1.0], [-2.0], [4.0]])
-    >>> per_sample_moments(model, batch, lambda output, batch: output[:, 0], "abs")
+    >>> per_sample_moments(model, batch, lambda output, batch: output[:, 0], moment="abs")
     {'weight': tensor([[7.]])}
-    >>> per_sample_moments(model, batch, lambda output, batch: output[:, 0], "square")
+    >>> per_sample_moments(model, batch, lambda output, batch: output[:, 0], moment="square")
     {'weight': tensor([[21.]])}
     """
     with preserving_state(model):
-        engine = SamplePass(model, objective, moment, forward, max_bytes)
+        engine = SamplePass(model, objective, moment=moment, forward=forward, max_bytes=max_bytes)
         engine.add(batch)
         return engine.result()
 
@@ -90,18 +92,19 @@ def mean_moments(
     model: nn.Module,
     batches: Iterable[Batch],
     objective: Objective,
+    *,
     moment: Moment = "abs",
     forward: Forward | None = None,
     max_samples: int | None = None,
     max_bytes: int | None = None,
     reduction: Reduction = "sample",
 ) -> dict[str, Tensor]:
-    """Mean over the samples of many batches of |g| or g squared: `per_sample_moments`, averaged.
+    """Return the mean over the samples of many batches of |g| or g squared, see `per_sample_moments`.
 
     Args:
         model, objective, moment, forward, max_bytes: as for `per_sample_moments`.
         batches: any iterable of batches, such as a data loader; sizes may differ.
-        max_samples: stop after this many samples, the first ones that ``batches`` gives.
+        max_samples: use only this many samples, the first ones in ``batches``.
         reduction: "sample" is the mean over samples of moments per sample. "batch" is the mean
             over batches of the moment of the batch-mean gradient: it depends on the batch size
             and exists only to reproduce the numbers of other libraries.
@@ -111,49 +114,67 @@ def mean_moments(
     """
     if reduction not in _PASSES:
         raise ValueError(f"reduction is {reduction!r}; known are {', '.join(map(repr, _PASSES))}")
+    kind = _PASSES[reduction]
     with preserving_state(model):
-        return _PASSES[reduction](model, objective, moment, forward, max_bytes).mean_over(batches, max_samples)
+        engine = kind(model, objective, moment=moment, forward=forward, max_bytes=max_bytes)
+        return engine.mean_over(batches, max_samples)
 
 
 class Pass(ABC):
     """One importance pass over one model: ``total`` is the sum of moments over ``count`` samples.
 
-    A subclass says by `_add` what the moments of a batch are.
+    A subclass implements `_add`, which adds the moments of a batch.
     """
 
     recorder: type[Recorder] = Recorder
 
-    def __init__(self, model: nn.Module, moment: Moment, forward: Forward | None = None, max_bytes: int | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        moment: Moment,
+        forward: Forward | None = None,
+        max_bytes: int | None = None,
+    ):
         if moment not in ("abs", "square"):
             raise ValueError(f"moment is {moment!r}; known are 'abs' and 'square'")
         if max_bytes is not None and max_bytes < 1:
             raise ValueError(f"max_bytes is {max_bytes}; give a number of at least 1, or None for the default")
-        self.model, self.moment = unwrap_model(model), moment
-        self.forward, self.max_bytes = forward or run_forward, max_bytes
+        self.model = unwrap_model(model)
+        self.moment = moment
+        self.forward = forward or run_forward
+        self.max_bytes = max_bytes
         self.params = trained_parameters(model)
-        if wrong := [name for name, p in self.params.items() if p.is_complex()]:
-            raise ValueError(f"parameter {wrong[0]!r} is complex; importance is defined for real parameters: freeze it")
-        self.skip: set[Key] = set()  # calls without a sample axis: nothing per sample to note
-        self.layouts: dict[Key, list[Layout | None]] = {}  # where samples lie in each layer's input
-        self.sums, self.count = MomentAccumulator(self.params, moment, max_bytes), 0
+        for name, parameter in self.params.items():
+            if parameter.is_complex():
+                raise ValueError(f"parameter {name!r} is complex; importance is defined for real parameters: freeze it")
+        self.skip: set[Key] = set()  # calls without a sample axis
+        self.layouts: dict[Key, list[Layout | None]] = {}  # of each call, by batch size and shapes
+        self.accumulator = MomentAccumulator(self.params, moment, max_bytes)
+        self.count = 0
 
     @property
     def total(self) -> dict[str, Tensor]:
         """The sum of moments so far, by parameter name."""
-        return self.sums.total
+        return self.accumulator.total
 
     def add(self, batch: Batch) -> None:
         """Add the moments of a batch; one without samples adds nothing."""
         if batch_size(batch):
             with torch.enable_grad():
-                self._add(tree_map(_ordinary, batch))
+                self._add(tree_map(_without_inference_mode, batch))
 
     @abstractmethod
     def _add(self, batch: Batch) -> None:
         """Add the moments of a batch that has samples, and count them."""
 
     def mean_over(self, batches: Iterable[Batch], max_samples: int | None = None) -> dict[str, Tensor]:
-        """Give the mean over many batches, or over the first samples of them."""
+        """Return the mean over the samples of many batches, or over the first ``max_samples`` of them.
+
+        Raises:
+            ValueError: ``batches`` is a single tensor or holds no sample.
+            FloatingPointError: a mean is not finite.
+        """
         if max_samples is not None and max_samples < 1:
             raise ValueError(f"max_samples is {max_samples}; give a number of at least 1, or None for all")
         if isinstance(batches, Tensor):
@@ -173,8 +194,8 @@ class Pass(ABC):
         Raises:
             FloatingPointError: a value in it is not finite.
         """
-        for name, finite in _finite(self.total).items():
-            if not finite:
+        for name, is_finite in _finite(self.total).items():
+            if not is_finite:
                 raise FloatingPointError(
                     f"importance of {name!r} is not finite: its gradients are NaN or too large for "
                     f"{self.total[name].dtype}; {DIVERGED}"
@@ -182,15 +203,15 @@ class Pass(ABC):
         return self.total
 
     def _record(self, batch: Batch) -> tuple[Any, Recorder]:
-        """Run forward until every noted call has its samples along a known axis."""
+        """Run forward until the sample axis of every recorded call is known; return the output and the recorder."""
         size = batch_size(batch)
         while True:
             recorder, output = self._record_once(batch)
             self._locate_samples(recorder, batch, output, size)
-            lost = {use.key for use in recorder.uses if use.layout is None}
-            if not lost:
+            not_located = {call.key for call in recorder.calls if call.layout is None}
+            if not not_located:
                 return output, recorder
-            self.skip |= lost  # the parameters stay in the graph, where others may take over
+            self.skip |= not_located  # their parameters stay in the graph, for another rule or the fallback
 
     def _record_once(self, batch: Batch) -> tuple[Recorder, Any]:
         recorder = self.recorder(self.params, self.model, self.skip)
@@ -201,69 +222,92 @@ class Pass(ABC):
             return self.recorder(self.params, self.model, self.skip), self._run(batch)
 
     def _run(self, batch: Batch) -> Any:
-        used = {p.device for p in self.params.values()}
-        given = {leaf.device for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)}
-        if self.forward is run_forward and given and used.isdisjoint(given):
+        of_model = {p.device for p in self.params.values()}
+        of_batch = {leaf.device for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)}
+        if self.forward is run_forward and of_batch and of_model.isdisjoint(of_batch):
             raise ValueError(
-                f"the model is on {used.pop()} and the batch on {given.pop()}; "
+                f"the model is on {of_model.pop()} and the batch on {of_batch.pop()}; "
                 "move the batches, or give forward=lambda model, batch: ..."
             )
         return self.forward(self.model, batch)
 
     def _locate_samples(self, recorder: Recorder, batch: Batch, output: Any, size: int) -> None:
-        """Find the sample axis of every noted input: the one that changes with the batch size.
+        """Find the sample axis of every recorded call: the one that changes with the batch size.
 
-        Shapes alone cannot tell (a sequence-first input may be as long as the batch is large), so
-        the forward pass is run once more on a batch of another size. The same run shows whether
-        the samples of a batch influence each other, in which case no per-sample gradient exists.
-        What a few samples show holds for all later batches of the same shapes, unless the model
-        picks rows by what is in them: then it takes all samples, and each batch anew.
+        Shapes alone are ambiguous (a sequence-first input may be as long as the batch is large), so
+        the forward pass is run once more on a probe, a batch of another size. The same run shows
+        whether the samples of a batch influence each other; then no per-sample gradient exists.
+        The result is reused for later batches of the same shapes, unless the model picks rows by
+        their values: then every batch is probed, with all of its samples.
         """
-        uses = recorder.uses
-        key = (size, *((use.key, use.shape) for use in uses))
+        calls = recorder.calls
+        shapes = [(call.key, call.shape) for call in calls]
+        key = (size, *shapes)
         if recorder.picks_rows or key not in self.layouts:
-            index = _probe(size, all_samples=recorder.picks_rows)
-            fewer = samples(batch, index, size)
-            probe, probed = self._record_once(fewer)
-            axes = _check_independent(output, probed, size, index)
-            self._check_objective(output, axes, batch, fewer, index)
-            self.layouts[key] = locate(uses, probe.uses, size, index)
-        for use, layout in zip(uses, self.layouts[key], strict=True):
-            use.layout, use.seen = layout, None
+            index = _probe_index(size, all_samples=recorder.picks_rows)
+            samples = select_samples(batch, index, size)
+            probe_recorder, probe_output = self._record_once(samples)
+            axes = _check_independent(output, probe_output, size, index)
+            self._check_objective(output, batch, _Probe(index, samples, axes))
+            self.layouts[key] = locate(calls, probe_recorder.calls, size, index)
+        for call, layout in zip(calls, self.layouts[key], strict=True):
+            call.layout = layout
+            call.observed = None
 
-    def _check_objective(
-        self, output: Any, axes: list[int | None], batch: Batch, fewer: Batch, index: list[int]
-    ) -> None:
-        """Raise if what is differentiated mixes samples although the output does not: here nothing beyond it is."""
+    def _check_objective(self, output: Any, batch: Batch, probe: "_Probe") -> None:
+        """Raise ValueError if the objective mixes samples although the output does not; here it is the output."""
         return
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Some samples of a batch, on which the model is run to find the sample axes."""
+
+    index: list[int]  # the samples' indices in the batch
+    samples: Batch
+    axes: list[int | None]  # the sample axis of each tensor of the output; None if unknown
 
 
 class SamplePass(Pass):
     """Moments of the per-sample gradients of one objective of the model's output."""
 
-    def __init__(self, model: nn.Module, objective: Objective, *settings: Any):
-        super().__init__(model, *settings)
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        *,
+        moment: Moment,
+        forward: Forward | None = None,
+        max_bytes: int | None = None,
+    ):
+        super().__init__(model, moment=moment, forward=forward, max_bytes=max_bytes)
         self.objective = objective
 
     def _add(self, batch: Batch) -> None:
         output, recorder = self._record(batch)
-        uses = recorder.uses
+        calls = recorder.calls
         values = self._values(output, batch)
-        slow = self._slow_params(uses, values)
-        for k in range(values.shape[1]):
-            last = k == values.shape[1] - 1
-            self._add_closed_forms(uses, slow, values[:, k].sum(), keep=not last)
-        del uses, recorder, output
-        if slow:
-            self._add_slow(slow, batch, values.shape)
+        uncovered = self._uncovered_parameters(calls, values)
+        columns = values.shape[1]
+        for k in range(columns):
+            is_last = k == columns - 1
+            self._add_closed_forms(calls, uncovered, values[:, k].sum(), keep=not is_last)
+        del calls, recorder, output  # frees the graph before the fallback runs
+        if uncovered:
+            self._add_by_fallback(uncovered, batch, values.shape)
         self.count += len(values)
 
     def _values(self, output: Any, batch: Batch) -> Tensor:
-        """Give the objective, shape (N, K), or raise."""
+        """Return the objective, shape (N, K).
+
+        Raises:
+            ValueError: it has another shape, or does not depend on the parameters.
+            FloatingPointError: it is not finite.
+        """
         values = self.objective(output, batch)
-        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         size = batch_size(batch)
         if not isinstance(values, Tensor) or values.ndim not in (1, 2) or len(values) != size:
+            got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(
                 f"objective gave {got} for a batch of {size}; "
                 f"give one number per sample, shape ({size},): do not average over the batch"
@@ -276,67 +320,73 @@ class SamplePass(Pass):
         check_finite(values)
         return values.reshape(size, -1)
 
-    def _check_objective(
-        self, output: Any, axes: list[int | None], batch: Batch, fewer: Batch, index: list[int]
-    ) -> None:
-        """Raise if the objective of one sample depends on the others."""
-        parts, spec = tree_flatten(output)
-        rows = [
-            part if axis is None else part.index_select(axis, torch.tensor(index, device=part.device))
-            for part, axis in zip(parts, axes, strict=True)
-        ]
-        if all(axis is None for axis in axes):
+    def _check_objective(self, output: Any, batch: Batch, probe: _Probe) -> None:
+        """Raise ValueError if the objective of one sample depends on the others."""
+        if all(axis is None for axis in probe.axes):
             return
         try:
             whole = self.objective(output, batch).detach()
-            part = self.objective(tree_unflatten(rows, spec), fewer).detach()
-        except Exception:  # noqa: BLE001 - it may hold tensors of the batch's size, or complain: that comes later
+            part = self.objective(_select_outputs(output, probe), probe.samples).detach()
+        except Exception:  # noqa: BLE001 - it may hold tensors of the batch's size; errors are raised by `_values`
             return
-        counted = whole.ndim and part.ndim and (len(whole), len(part)) == (batch_size(batch), len(index))
-        if counted and not close(whole, part, index):
+        if whole.ndim == 0 or part.ndim == 0:
+            return
+        has_samples = len(whole) == batch_size(batch) and len(part) == len(probe.index)
+        if has_samples and not close(whole, part, probe.index):
             raise ValueError(
                 "the objective of one sample depends on the other samples of its batch, so no per-sample gradient "
                 "exists; compute it from each sample's output alone"
             )
 
-    def _slow_params(self, uses: list[LayerCall], values: Tensor) -> set[str]:
-        """Name the parameters with a use that no closed form covers.
+    def _uncovered_parameters(self, calls: list[LayerCall], values: Tensor) -> set[str]:
+        """Return the names of the parameters with a use that no closed form covers.
 
-        The graph is followed beyond the noted outputs to what went in, but not through them: a
-        parameter, or an alias of one, that is still found was used in another way as well, such
-        as by a graph of gradients of gradients.
+        The graph is searched from the objective and from the inputs of the recorded calls, but not
+        through their outputs. A parameter, or an alias of one, that is found there is also used in
+        another way, such as in a graph of second derivatives.
         """
-        of: dict[int, tuple[str, ...]] = {id(p): (name,) for name, p in self.params.items()}
-        of |= {id(alias): use.names[role] for use in uses for role, alias in use.aliases.items()}
-        roots = [values.grad_fn, *(node for use in uses for node in use.inputs)]
-        found = leaves(roots, cut={use.edge.node for use in uses if use.edge is not None})
-        return {name for leaf in found for name in of.get(id(leaf), ())}
+        names_by_id: dict[int, tuple[str, ...]] = {id(p): (name,) for name, p in self.params.items()}
+        roots = [values.grad_fn]
+        recorded = set()
+        for call in calls:
+            for role, alias in call.aliases.items():
+                names_by_id[id(alias)] = call.names[role]
+            roots += call.inputs
+            if call.edge is not None:
+                recorded.add(call.edge.node)
+        uncovered: set[str] = set()
+        for leaf in leaves(roots, cut=recorded):
+            uncovered.update(names_by_id.get(id(leaf), ()))
+        return uncovered
 
-    def _add_closed_forms(self, uses: list[LayerCall], slow: set[str], objective: Tensor, keep: bool) -> None:
-        noted = [use for use in uses if not slow.issuperset(use.parameters)]
-        if noted:
-            backward(objective, noted, GradientCollector(self.sums, noted, slow, keep), keep)
+    def _add_closed_forms(self, calls: list[LayerCall], uncovered: set[str], objective: Tensor, *, keep: bool) -> None:
+        needed = [call for call in calls if not uncovered.issuperset(call.parameters)]
+        if needed:
+            collector = GradientCollector(self.accumulator, needed, excluded=uncovered, keep=keep)
+            backward(objective, needed, collector, keep=keep)
 
-    def _add_slow(self, slow: set[str], batch: Batch, shape: torch.Size) -> None:
+    def _add_by_fallback(self, names: set[str], batch: Batch, shape: torch.Size) -> None:
         """Add the moments of parameters without a closed form."""
-        params = {name: p for name, p in self.params.items() if name in slow}
-        road = Fallback(self.model, self.objective, self.forward, self.moment, params, self.max_bytes)
-        for name, moment in road.moments(batch, *shape).items():
+        params = {name: p for name, p in self.params.items() if name in names}
+        fallback = Fallback(self.model, self.objective, self.forward, self.moment, params, self.max_bytes)
+        size, columns = shape
+        for name, moment in fallback.moments(batch, size, columns).items():
             self.total[name] += moment
 
 
 class BatchPass(SamplePass):
-    """Moments of batch-mean gradients, as other libraries have them: ``count`` counts batches."""
+    """Moments of batch-mean gradients, as in other libraries; ``count`` is the number of batches."""
 
     def _add(self, batch: Batch) -> None:
-        values = self._values(self._run(batch), batch)
+        output = self._run(batch)
+        values = self._values(output, batch)
+        params = list(self.params.values())
         for k in range(values.shape[1]):
-            found = torch.autograd.grad(
-                values[:, k].mean(), list(self.params.values()), retain_graph=True, allow_unused=True
-            )
-            for total, g in zip(self.total.values(), found, strict=True):
-                if g is not None:
-                    accumulate(total, g[None].to(total.dtype, copy=True), self.moment)
+            mean = values[:, k].mean()
+            gradients = torch.autograd.grad(mean, params, retain_graph=True, allow_unused=True)
+            for total, gradient in zip(self.total.values(), gradients, strict=True):
+                if gradient is not None:
+                    accumulate(total, gradient[None].to(total.dtype, copy=True), self.moment)
         self.count += 1
 
 
@@ -365,39 +415,65 @@ def check_finite(values: Tensor) -> None:
 
 
 def _finite(moments: dict[str, Tensor]) -> dict[str, bool]:
-    """Tell for each moment whether all its values are finite, in one wait for the device."""
+    """Return for each moment with values whether all of them are finite; synchronise with the device only once."""
     filled = {name: moment for name, moment in moments.items() if moment.numel()}
     if not filled:
         return {}
     device = next(iter(filled.values())).device
-    # no moment is negative, so its largest value tells, and needs no tensor of booleans
+    # No moment is negative, so the largest value is finite if all are; this needs no tensor of booleans.
     flags = [moment.amax().isfinite().to(device) for moment in filled.values()]
     return dict(zip(filled, torch.stack(flags).tolist(), strict=True))
 
 
-def _ordinary(leaf: Any) -> Any:
-    """Give a tensor that autograd may save; one made in inference mode is none."""
-    return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
+def _without_inference_mode(leaf: Any) -> Any:
+    """Return a tensor that autograd may save: a copy of one that was made in inference mode."""
+    if isinstance(leaf, Tensor) and leaf.is_inference():
+        return leaf.clone()
+    return leaf
 
 
-def _probe(size: int, all_samples: bool) -> list[int]:
-    """Give samples in another order and number, such that no two that swap places stay partners."""
+def _probe_index(size: int, *, all_samples: bool) -> list[int]:
+    """Return indices of samples in another order and number, such that no two samples just swap places."""
     if all_samples:
         return [*reversed(range(size)), 0]
     index = [size - 1, 0, size // 2]
-    return index if size != len(index) else [*index, 1]
+    if size == len(index):
+        index.append(1)
+    return index
 
 
-def _check_independent(output: Any, probed: Any, size: int, index: list[int]) -> list[int | None]:
-    """Raise unless the probed samples' outputs are the same as within their batch; give the sample axes."""
-    parts, others = tree_leaves(output), tree_leaves(probed)
-    if len(parts) != len(others):
+def _select_outputs(output: Any, probe: _Probe) -> Any:
+    """Return the rows of an output that belong to the probe's samples."""
+    parts, spec = tree_flatten(output)
+    selected = []
+    for part, axis in zip(parts, probe.axes, strict=True):
+        if axis is None:
+            selected.append(part)
+        else:
+            index = torch.tensor(probe.index, device=part.device)
+            selected.append(part.index_select(axis, index))
+    return tree_unflatten(selected, spec)
+
+
+def _check_independent(output: Any, probe_output: Any, size: int, index: list[int]) -> list[int | None]:
+    """Return the sample axis of each tensor of the output; None where it is unknown.
+
+    Raises:
+        ValueError: the output for a probed sample differs from that within its batch.
+    """
+    parts = tree_leaves(output)
+    probe_parts = tree_leaves(probe_output)
+    if len(parts) != len(probe_parts):
         return [None] * len(parts)
-    axes = [_sample_axis(full, alone, size, len(index)) for full, alone in zip(parts, others, strict=True)]
-    for full, alone, axis in zip(parts, others, axes, strict=True):
-        if axis is None or not full.is_floating_point():
+    axes = []
+    for part, probe_part in zip(parts, probe_parts, strict=True):
+        axis = _sample_axis(part, probe_part, size, len(index))
+        axes.append(axis)
+        if axis is None or not part.is_floating_point():
             continue
-        if not close(full.detach().movedim(axis, 0), alone.detach().movedim(axis, 0), index):
+        rows = part.detach().movedim(axis, 0)
+        probe_rows = probe_part.detach().movedim(axis, 0)
+        if not close(rows, probe_rows, index):
             raise ValueError(
                 "the output for one sample depends on the other samples of its batch, or on chance, even in "
                 "eval mode, so no per-sample gradient exists; use layers that treat samples apart "
@@ -406,10 +482,13 @@ def _check_independent(output: Any, probed: Any, size: int, index: list[int]) ->
     return axes
 
 
-def _sample_axis(full: Any, alone: Any, size: int, probe: int) -> int | None:
-    """Give the only axis whose length went from ``size`` to ``probe``."""
-    if not (isinstance(full, Tensor) and isinstance(alone, Tensor) and full.ndim == alone.ndim):
+def _sample_axis(part: Any, probe_part: Any, size: int, probe_size: int) -> int | None:
+    """Return the only axis whose length differs, if it changes from ``size`` to ``probe_size``; else None."""
+    if not isinstance(part, Tensor) or not isinstance(probe_part, Tensor) or part.ndim != probe_part.ndim:
         return None
-    changed = [i for i, pair in enumerate(zip(full.shape, alone.shape, strict=True)) if pair[0] != pair[1]]
-    fits = len(changed) == 1 and (full.shape[changed[0]], alone.shape[changed[0]]) == (size, probe)
-    return changed[0] if fits else None
+    lengths = list(zip(part.shape, probe_part.shape, strict=True))
+    changed = [axis for axis, (full, probed) in enumerate(lengths) if full != probed]
+    if len(changed) != 1:
+        return None
+    (axis,) = changed
+    return axis if lengths[axis] == (size, probe_size) else None

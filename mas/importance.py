@@ -1,8 +1,8 @@
-"""Which weights matter: importance measures, each a few lines over `mean_moments`.
+"""Importance measures: which weights matter. Each is a few lines over `mean_moments`.
 
-Every measure is a mean over samples of a moment of per-sample gradients, a tensor per parameter
-that requires a gradient. None needs more than one pass over the data. At the end stand two that
-measure nothing, for comparison.
+Every measure is a mean over samples of a moment of per-sample gradients, with a tensor for each
+parameter that requires a gradient, and needs one pass over the data. `uniform_importance` and
+`random_importance` measure nothing; they are controls.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -23,21 +23,22 @@ Norm = Literal["squared_l2", "l2"]
 def mas_importance(
     model: nn.Module,
     batches: Iterable[Batch],
+    *,
     norm: Norm = "squared_l2",
     forward: Forward | None = None,
     max_samples: int | None = None,
     max_bytes: int | None = None,
     reduction: Reduction = "sample",
 ) -> dict[str, Tensor]:
-    """Memory Aware Synapses: Ω = 1/N Σ_n |∂‖F(x_n)‖² / ∂θ|. Needs no labels.
+    """Return the importance of Memory Aware Synapses: Ω = 1/N Σ_n |∂‖F(x_n)‖² / ∂θ|.
 
     Args:
-        model: gives the output F(x), before any softmax.
+        model: returns the output F(x), before any softmax.
         batches: an iterable of inputs, or of tuples or lists that start with the input, such as
-            a data loader of ``(x, y)``. Labels are not looked at.
+            a data loader of ``(x, y)``. Labels are not used.
         norm: "squared_l2" differentiates ‖F‖², "l2" differentiates ‖F‖.
-        forward: ``forward(model, batch)`` gives the output where ``model(x)`` would not.
-        max_samples: use only the first samples that ``batches`` gives.
+        forward: ``forward(model, batch)`` returns the output; by default ``model(x)``.
+        max_samples: use only this many samples, the first ones in ``batches``.
         max_bytes, reduction: as for `mas.mean_moments`.
 
     Returns:
@@ -58,12 +59,22 @@ def mas_importance(
     """
     if norm not in _NORMS:
         raise ValueError(f"norm is {norm!r}; known are {', '.join(map(repr, _NORMS))}")
-    return mean_moments(model, batches, _NORMS[norm], "abs", forward, max_samples, max_bytes, reduction)
+    return mean_moments(
+        model,
+        batches,
+        _NORMS[norm],
+        moment="abs",
+        forward=forward,
+        max_samples=max_samples,
+        max_bytes=max_bytes,
+        reduction=reduction,
+    )
 
 
 def fisher_importance(
     model: nn.Module,
     batches: Iterable[Batch],
+    *,
     labels: Labels = "exact",
     forward: Forward | None = None,
     max_samples: int | None = None,
@@ -71,18 +82,18 @@ def fisher_importance(
     max_bytes: int | None = None,
     reduction: Reduction = "sample",
 ) -> dict[str, Tensor]:
-    """Diagonal Fisher information of a classifier, F = 1/N Σ_n E_c (∂ log p(c|x_n) / ∂θ)².
+    """Return the diagonal Fisher information of a classifier, F = 1/N Σ_n E_c (∂ log p(c|x_n) / ∂θ)².
 
     Args:
-        model: gives logits of shape (N, classes).
-        batches: an iterable of ``(x, y, ...)``; unlabelled batches do unless labels="empirical".
+        model: returns logits of shape (N, classes).
+        batches: an iterable of ``(x, y, ...)``; labels are used only with labels="empirical".
         labels: the expectation over c. "exact": under the model's own p(c|x), one backward pass
-            a class; "sampled": one draw c ~ p(c|x); "empirical": c = y; "predicted":
+            per class; "sampled": one draw c ~ p(c|x); "empirical": c = y; "predicted":
             c = argmax p(c|x).
-        forward: ``forward(model, batch)`` gives the logits where ``model(x)`` would not.
-        max_samples: use only the first samples that ``batches`` gives.
-        generator: draws the labels of "sampled", one number a sample; by default a fresh one,
-            seeded 0, so that equal calls give equal results.
+        forward: ``forward(model, batch)`` returns the logits; by default ``model(x)``.
+        max_samples: use only this many samples, the first ones in ``batches``.
+        generator: draws the labels of "sampled", one number per sample; by default a new one,
+            seeded 0, so that equal calls return equal results.
         max_bytes, reduction: as for `mas.mean_moments`.
 
     Returns:
@@ -90,10 +101,10 @@ def fisher_importance(
         squared unit of weight.
 
     Raises:
-        ValueError: the output is not of shape (N, classes); labels are needed and not there.
+        ValueError: the output is not of shape (N, classes); labels are needed and missing.
         FloatingPointError, RuntimeError: as `mas.per_sample_moments`.
 
-    Source: Kirkpatrick et al. 2017 (EWC); the four kinds as told apart by van de Ven 2025
+    Source: Kirkpatrick et al. 2017 (EWC); the four expectations are compared by van de Ven 2025
     (arXiv 2502.11756).
     """
     if labels not in _LOG_LIKELIHOODS:
@@ -101,95 +112,132 @@ def fisher_importance(
     if labels == "sampled":
         batches = _with_uniforms(batches, generator or torch.Generator().manual_seed(0))
         forward = _on_first_of_pair(forward or run_forward)
-    objective = _LOG_LIKELIHOODS[labels]
-    return mean_moments(model, batches, objective, "square", forward, max_samples, max_bytes, reduction)
+    return mean_moments(
+        model,
+        batches,
+        _LOG_LIKELIHOODS[labels],
+        moment="square",
+        forward=forward,
+        max_samples=max_samples,
+        max_bytes=max_bytes,
+        reduction=reduction,
+    )
 
 
-def uniform_importance(model: nn.Module, batches: Iterable[Batch], forward: Forward | None = None) -> dict[str, Tensor]:
-    """Ones: with a quadratic penalty that is L2 to the anchor, the control that knows nothing.
+def uniform_importance(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    forward: Forward | None = None,
+) -> dict[str, Tensor]:
+    """Return ones; with a quadratic penalty this is L2 to the anchor, a control.
 
     Args:
-        model, batches, forward: as for `mas_importance`. They only show which parameters the
-            output depends on; for others, such as the heads of other tasks, the importance is 0.
+        model, batches, forward: as for `mas_importance`. They are only used to find the parameters
+            that the output depends on; for others, such as the heads of other tasks, the
+            importance is 0.
+
+    Returns:
+        Importance by parameter name, of the parameter's shape.
 
     Raises:
         ValueError: no parameter requires a gradient, or the output depends on none; no batch.
     """
+    run = forward or run_forward
     unused = trained_parameters(model)
-    ones = {name: torch.zeros_like(p, requires_grad=False) for name, p in unused.items()}
-    seen = False
+    importance = {name: torch.zeros_like(p, requires_grad=False) for name, p in unused.items()}
+    has_batches = False
     with preserving_state(model), torch.enable_grad():
         for batch in batches:
-            seen = True
-            for name in _used(unused, (forward or run_forward)(unwrap_model(model), batch)):
-                ones[name].fill_(1.0)
+            has_batches = True
+            output = run(unwrap_model(model), batch)
+            for name in _used(unused, output):
+                importance[name].fill_(1.0)
                 del unused[name]
             if not unused:
                 break
-    if not seen:
+    if not has_batches:
         raise ValueError("batches gave no sample; give a data loader or a list of batches")
-    if len(unused) == len(ones):
+    if len(unused) == len(importance):
         raise ValueError(
             "the output does not depend on any parameter that requires a gradient; "
             "is it detached, or run under no_grad?"
         )
-    return ones
+    return importance
 
 
 def random_importance(
     model: nn.Module,
     batches: Iterable[Batch],
+    *,
     values: Literal["uniform", "mas"] = "uniform",
     forward: Forward | None = None,
     max_samples: int | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
-    """Random importance: the control that tells whether it matters *which* weights are protected.
+    """Return random importance, the control that shows whether it matters *which* weights are protected.
 
     Args:
         model, batches, forward, max_samples: as for `mas_importance`.
         values: "uniform" draws from 0 to 1 wherever `uniform_importance` is not 0; "mas" permutes
             the MAS importance within each parameter, which keeps its distribution and so the
             strength of the penalty.
-        generator: makes the draws, on the CPU; by default a fresh one, seeded 0.
+        generator: makes the draws, on the CPU; by default a new one, seeded 0.
+
+    Returns:
+        Importance by parameter name, of the parameter's shape.
+
+    Raises:
+        ValueError: ``values`` is neither, or as `uniform_importance` or `mas_importance`.
     """
     if values not in ("uniform", "mas"):
         raise ValueError(f"values is {values!r}; known are 'uniform', 'mas'")
     generator = generator or torch.Generator().manual_seed(0)
+    importance = {}
     if values == "uniform":
-        ones = uniform_importance(model, batches, forward)
-        return {name: t * torch.rand(t.shape, generator=generator).to(t) for name, t in ones.items()}
-    found = mas_importance(model, batches, forward=forward, max_samples=max_samples)
-    return {
-        name: t.flatten()[torch.randperm(t.numel(), generator=generator).to(t.device)].reshape(t.shape)
-        for name, t in found.items()
-    }
+        ones = uniform_importance(model, batches, forward=forward)
+        for name, one in ones.items():
+            importance[name] = one * torch.rand(one.shape, generator=generator).to(one)
+    else:
+        measured = mas_importance(model, batches, forward=forward, max_samples=max_samples)
+        for name, omega in measured.items():
+            order = torch.randperm(omega.numel(), generator=generator).to(omega.device)
+            importance[name] = omega.flatten()[order].reshape(omega.shape)
+    return importance
 
 
-def last_layer(model: nn.Module, batch: Batch, forward: Forward | None = None) -> set[str]:
-    """Name the parameters of the module that is called last: the classifier, or a task's head.
+def last_layer(model: nn.Module, batch: Batch, *, forward: Forward | None = None) -> set[str]:
+    """Return the names of the parameters of the module that is called last: the classifier, or a task's head.
 
     >>> sorted(last_layer(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), torch.ones(1, 2)))
     ['2.bias', '2.weight']
     """
+    run = forward or run_forward
     called: list[nn.Module] = []
+    hooks = []
     with preserving_state(model), torch.no_grad():
-        owners = [m for m in unwrap_model(model).modules() if any(True for _ in m.parameters(recurse=False))]
-        hooks = [m.register_forward_hook(lambda m, *_: called.append(m)) for m in owners]
+        inner = unwrap_model(model)
+        for module in inner.modules():
+            if any(True for _ in module.parameters(recurse=False)):
+                hooks.append(module.register_forward_hook(lambda module, *_: called.append(module)))
         try:
-            (forward or run_forward)(unwrap_model(model), batch)
+            run(inner, batch)
         finally:
             for hook in hooks:
                 hook.remove()
-    last = {id(p) for p in called[-1].parameters(recurse=False)} if called else set()
+    if not called:
+        return set()
+    last = {id(p) for p in called[-1].parameters(recurse=False)}
     return {name for name, p in named_parameters(model).items() if id(p) in last}
 
 
 def _used(params: dict[str, nn.Parameter], output: Any) -> list[str]:
-    """Name the parameters that an output depends on."""
+    """Return the names of the parameters that an output depends on."""
     sums = [leaf.sum() for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    found = torch.autograd.grad(sums, list(params.values()), allow_unused=True) if sums else ()
-    return [name for name, g in zip(params, found, strict=False) if g is not None]
+    if not sums:
+        return []
+    gradients = torch.autograd.grad(sums, list(params.values()), allow_unused=True)
+    return [name for name, gradient in zip(params, gradients, strict=True) if gradient is not None]
 
 
 def _squared_l2(output: Tensor, batch: Batch) -> Tensor:
@@ -203,12 +251,12 @@ def _l2(output: Tensor, batch: Batch) -> Tensor:
 def _flat(output: Any) -> Tensor:
     if not isinstance(output, Tensor) or output.ndim == 0:
         raise ValueError(
-            f"MAS needs an output of shape (N, ...); the model gave {_named(output)}: select it with forward="
+            f"MAS needs an output of shape (N, ...); the model gave {_described(output)}: select it with forward="
         )
     return output.reshape(len(output), -1)
 
 
-def _named(output: Any) -> str:
+def _described(output: Any) -> str:
     return f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
 
 
@@ -216,10 +264,11 @@ _NORMS: dict[str, Callable[[Tensor, Batch], Tensor]] = {"squared_l2": _squared_l
 
 
 def _exact(output: Tensor, batch: Batch) -> Tensor:
-    """Give √p(c|x) log p(c|x), shape (N, C): its squared gradients are p(c|x) (∂ log p(c|x))²."""
+    """Return √p(c|x) log p(c|x), shape (N, C): its squared gradients are p(c|x) (∂ log p(c|x))²."""
     log_p = _log_p(output)
-    root = log_p.detach().mul(0.5).exp()
-    return root * torch.where(root > 0, log_p, 0.0)  # a masked class, p = 0, has no share
+    root_p = log_p.detach().mul(0.5).exp()
+    masked_log_p = torch.where(root_p > 0, log_p, 0.0)  # a masked class, p = 0, contributes nothing
+    return root_p * masked_log_p
 
 
 def _empirical(output: Tensor, batch: Batch) -> Tensor:
@@ -229,12 +278,13 @@ def _empirical(output: Tensor, batch: Batch) -> Tensor:
             "give labels, or use 'exact', 'sampled' or 'predicted'"
         )
     log_p = _log_p(output)
+    y = batch[1]
     try:
-        return _at(log_p, batch[1])
+        return _at(log_p, y)
     except (RuntimeError, AttributeError) as error:
         raise ValueError(
             f"labels='empirical' needs y of whole numbers from 0 to {log_p.shape[1] - 1}, shape (N,); "
-            f"got {_named(batch[1])}: {error}"
+            f"got {_described(y)}: {error}"
         ) from error
 
 
@@ -244,11 +294,14 @@ def _predicted(output: Tensor, batch: Batch) -> Tensor:
 
 
 def _sampled(output: Tensor, batch: Batch) -> Tensor:
-    """Draw c ~ p(c|x) by inverting the cumulative p(c|x) at the sample's uniform number."""
+    """Return log p(c|x) for a draw c ~ p(c|x): the cumulative p(c|x), inverted at the sample's uniform number."""
     log_p = _log_p(output)
+    uniforms = batch[1]
     cumulative = log_p.detach().double().exp().cumsum(1)
-    label = (cumulative < batch[1][:, None] * cumulative[:, -1:]).sum(1)
-    return _at(log_p, label.clamp(max=log_p.shape[1] - 1))
+    threshold = uniforms[:, None] * cumulative[:, -1:]
+    label = (cumulative < threshold).sum(1)
+    last_class = log_p.shape[1] - 1
+    return _at(log_p, label.clamp(max=last_class))
 
 
 _LOG_LIKELIHOODS: dict[str, Callable[[Tensor, Batch], Tensor]] = {
@@ -262,17 +315,20 @@ _LOG_LIKELIHOODS: dict[str, Callable[[Tensor, Batch], Tensor]] = {
 def _log_p(output: Any) -> Tensor:
     if not isinstance(output, Tensor) or output.ndim != 2:
         raise ValueError(
-            f"the Fisher information needs logits of shape (N, classes); the model gave {_named(output)}: "
+            f"the Fisher information needs logits of shape (N, classes); the model gave {_described(output)}: "
             "select them with forward="
         )
     return output.log_softmax(1)
 
 
 def _at(log_p: Tensor, label: Tensor) -> Tensor:
-    return log_p.gather(1, label.to(log_p.device)[:, None])[:, 0]
+    """Return log p of one class per sample, shape (N,)."""
+    index = label.to(log_p.device)[:, None]
+    return log_p.gather(1, index)[:, 0]
 
 
 def _with_uniforms(batches: Iterable[Batch], generator: torch.Generator) -> Iterator[tuple[Batch, Tensor]]:
+    """Yield each batch with a uniform random number per sample."""
     for batch in batches:
         yield batch, torch.rand(batch_size(batch), generator=generator, dtype=torch.float64)
 

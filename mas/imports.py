@@ -1,4 +1,4 @@
-"""Functions of the user's own, by name: ``package.module:name``."""
+"""Import the user's own functions by name: ``package.module:name``."""
 
 import importlib
 import inspect
@@ -10,7 +10,7 @@ IMPORT = "import"
 
 
 def import_function(path: str) -> Callable[..., Any]:
-    """Return the function or class that ``package.module:name`` means.
+    """Return the function or class that ``package.module:name`` names.
 
     Raises:
         ValueError: it cannot be imported.
@@ -18,10 +18,10 @@ def import_function(path: str) -> Callable[..., Any]:
     module, _, name = path.partition(":")
     try:
         found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    except Exception as error:  # a module of the user's may raise anything
+    except Exception as error:  # the user's module may raise anything
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(
-            f"function is {path!r}; expected package.module:name that can be imported "
-            f"({type(error).__name__}: {' '.join(str(error).split())})"
+            f"function is {path!r}; expected package.module:name that can be imported ({cause})"
         ) from error
     if not callable(found):
         raise ValueError(f"function is {path!r}, which is a {type(found).__name__}; expected a function or a class")
@@ -29,21 +29,25 @@ def import_function(path: str) -> Callable[..., Any]:
 
 
 def check_options(function: Callable[..., Any], options: Mapping[str, Any], given: Iterable[str], path: str) -> None:
-    """Raise ValueError if a function does not take some options, or needs others.
+    """Raise ValueError for an option that a function does not take, or one that it needs and that is missing.
 
     Args:
-        function: that is to be called.
+        function: the function to be called.
         options: keyword arguments from a config.
-        given: names of the arguments that the caller gives.
-        path: of the function, for the message.
+        given: names of the arguments that the caller passes itself.
+        path: the function's name, for the message.
     """
-    parameters = inspect.signature(function).parameters
+    parameters = dict(inspect.signature(function).parameters)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    own = {name: p for name, p in parameters.items() if name not in set(given) and p.kind is not p.VAR_KEYWORD}
+    given = set(given)
+    own = {}
+    for name, parameter in parameters.items():
+        if name not in given and parameter.kind is not parameter.VAR_KEYWORD:
+            own[name] = parameter
     unknown = [name for name in options if name not in own]
     if unknown and not takes_any:
         raise ValueError(f"{path} has no option {unknown[0]!r}; it has: {', '.join(own) or 'none'}")
-    missing = [name for name, p in own.items() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
-    needed = [name for name in missing if name not in options]
-    if needed:
-        raise ValueError(f"{path} needs the option {needed[0]!r}; add it")
+    for name, parameter in own.items():
+        has_default = parameter.default is not parameter.empty
+        if not has_default and parameter.kind is not parameter.VAR_POSITIONAL and name not in options:
+            raise ValueError(f"{path} needs the option {name!r}; add it")

@@ -1,8 +1,8 @@
 """Local MAS: importance from each layer's own output, in forward passes only (the Hebbian form)."""
 
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 from mas.batches import Batch, Forward, batch_size
 from mas.gradients import Pass, check_finite
-from mas.recording import LayerCall, Recorder, leaves
+from mas.recording import Function, Key, LayerCall, Recorder, leaves
+from mas.rules.rule import Arguments
 from mas.state import preserving_state
 from mas.summing import GradientCollector
 
@@ -20,15 +21,16 @@ from mas.summing import GradientCollector
 def local_mas_importance(
     model: nn.Module,
     batches: Iterable[Batch],
+    *,
     forward: Forward | None = None,
     max_samples: int | None = None,
     max_bytes: int | None = None,
 ) -> dict[str, Tensor]:
-    """Local MAS: Ω = 1/N Σ_n |∂‖y(x_n)‖² / ∂θ|, y a layer's own output, its input held constant.
+    """Return local MAS importance: Ω = 1/N Σ_n |∂‖y(x_n)‖² / ∂θ|, y a layer's own output, its input held constant.
 
-    A layer is one call of a function with parameters (linear, convolution, normalisation, ...),
-    and y what the activation function applied to it gives, or the call's own output where none is.
-    No gradient passes from layer to layer, so that a forward pass is all it takes. For a linear
+    A layer is one call of a function with parameters (linear, convolution, normalisation, ...).
+    y is the output of the activation function applied to it, or the call's own output if there is
+    none. No gradient passes from layer to layer, so a forward pass is sufficient. For a linear
     layer with ReLU it is Hebb's rule, Ω_ij = 1/N Σ_n 2 y_i x_j for inputs of one sign.
 
     Args:
@@ -55,90 +57,130 @@ def local_mas_importance(
     {'0.weight': tensor([[15.]])}
     """
     with preserving_state(model):
-        return _LocalPass(model, "abs", forward, max_bytes).mean_over(batches, max_samples)
+        engine = _LocalPass(model, moment="abs", forward=forward, max_bytes=max_bytes)
+        return engine.mean_over(batches, max_samples)
 
 
 class _LocalRecorder(Recorder):
-    """Note layers and the gradient of their own output's norm; cut the graph between them."""
+    """Record layer calls and the gradient of each output's norm; cut the graph between layers."""
 
-    def __init__(self, *args: Any):
-        super().__init__(*args)
-        self.gradients: list[Tensor] = []  # of ‖y‖², at the output of each use
-        self.fresh: dict[int, tuple[Tensor, int, int]] = {}  # outputs by id: the tensor, its version, number of the use
+    def __init__(self, params: dict[str, nn.Parameter], model: nn.Module, skip: set[Key]):
+        super().__init__(params, model, skip)
+        self.gradients: list[Tensor] = []  # of ‖y‖², at the output of each call
+        self.outputs: dict[int, _Output] = {}  # by id
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Function,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Arguments | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
-        output, version, number = self.fresh.get(id(args[0]) if args else 0, (None, 0, 0))
-        if func in ACTIVATIONS and output is not None and output._version == version:
-            self.gradients[number] = _through(ACTIVATIONS[func], args, kwargs)
+        if func in ACTIVATIONS and args:
+            output = self.outputs.get(id(args[0]))
+            if output is not None and output.tensor._version == output.version:
+                self.gradients[output.call_number] = _through(ACTIVATIONS[func], args, kwargs)
         return super().__torch_function__(func, types, args, kwargs)
 
-    def _run(self, func: Any, args: Any, kwargs: Any, alias: dict[int, Tensor]) -> Tensor:
+    def _run(
+        self,
+        func: Function,
+        args: tuple[Any, ...],
+        kwargs: Arguments,
+        replacements: dict[int, Tensor],
+    ) -> Tensor:
         for arg in (*args, *kwargs.values()):
-            if id(arg) not in alias:
+            if id(arg) not in replacements:
                 self.refuse_other_uses(arg)
         with torch.no_grad():
             return func(*args, **kwargs)
 
-    def _note(self, use: LayerCall, output: Tensor) -> None:
-        self.fresh[id(output)] = output, output._version, len(self.uses)
-        self.uses.append(use)
+    def _add(self, call: LayerCall, output: Tensor) -> None:
+        self.outputs[id(output)] = _Output(output, output._version, call_number=len(self.calls))
+        self.calls.append(call)
         self.gradients.append(2 * output)
 
     def refuse_other_uses(self, tensor: Any) -> None:
-        """Raise if a parameter went into ``tensor`` by a way that is no layer."""
-        if isinstance(tensor, Tensor) and tensor.grad_fn is not None:
-            names = sorted({self.names[id(leaf)] for leaf in leaves([tensor.grad_fn]) if id(leaf) in self.names})
-            if names:
-                raise ValueError(
-                    f"local MAS knows no layer that uses {', '.join(names)}; "
-                    "freeze these parameters, or use mas_importance"
-                )
+        """Raise ValueError if ``tensor`` depends on a parameter by an operation that is not a recorded layer."""
+        if not isinstance(tensor, Tensor) or tensor.grad_fn is None:
+            return
+        names = {self.names[id(leaf)] for leaf in leaves([tensor.grad_fn]) if id(leaf) in self.names}
+        if names:
+            raise ValueError(
+                f"local MAS knows no layer that uses {', '.join(sorted(names))}; "
+                "freeze these parameters, or use mas_importance"
+            )
+
+
+class _Output(NamedTuple):
+    """The output of a recorded call."""
+
+    tensor: Tensor  # kept, so that its id stays unique
+    version: int  # of the tensor; it changes when the tensor is overwritten
+    call_number: int
 
 
 class _LocalPass(Pass):
     recorder = _LocalRecorder
 
     def _add(self, batch: Batch) -> None:
-        """Add the moments of a batch: every layer has an objective of its own."""
+        """Add the moments of a batch; every layer has an objective of its own."""
         output, recorder = self._record(batch)
         assert isinstance(recorder, _LocalRecorder)  # noqa: S101 - for mypy
         for leaf in tree_leaves(output):
             if isinstance(leaf, Tensor) and leaf.is_floating_point():
-                check_finite(leaf.detach().reshape(len(leaf) if leaf.ndim else 1, -1))
+                samples = len(leaf) if leaf.ndim else 1
+                check_finite(leaf.detach().reshape(samples, -1))
             recorder.refuse_other_uses(leaf)
-        if not recorder.uses:
+        if not recorder.calls:
             raise ValueError(
                 "the forward pass calls no layer with a parameter that requires a gradient; is it run under no_grad?"
             )
-        collector = GradientCollector(self.sums, recorder.uses)
-        for use, gradient in zip(recorder.uses, recorder.gradients, strict=True):
-            collector.add(use, gradient)
+        collector = GradientCollector(self.accumulator, recorder.calls)
+        for call, gradient in zip(recorder.calls, recorder.gradients, strict=True):
+            collector.add(call, gradient)
         collector.finish()
         self.count += batch_size(batch)
 
 
-def _through(activation: Callable[..., Tensor], args: Any, kwargs: dict[str, Any]) -> Tensor:
-    """Give ∂‖φ(z)‖²/∂z = 2 φ(z) φ'(z), elementwise, by forward differentiation."""
-    z, rest = args[0].detach(), args[1:]
-    kwargs = {name: value for name, value in kwargs.items() if name != "inplace"}
+def _through(activation: Function, args: tuple[Any, ...], kwargs: Arguments) -> Tensor:
+    """Return ∂‖φ(z)‖²/∂z = 2 φ(z) φ'(z), elementwise, by forward-mode differentiation.
+
+    Args:
+        activation: φ.
+        args, kwargs: of the call; z is the first one.
+    """
+    z = args[0].detach()
+    options = args[1:]
+    named_options = {name: value for name, value in kwargs.items() if name != "inplace"}
+
+    def function(z: Tensor) -> Tensor:
+        return activation(z, *options, **named_options)
+
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of torch's own way to do it
-        # a copy: "in place" may be an argument by position
-        found = jvp(lambda z: activation(z, *rest, **kwargs), (z.clone(),), (torch.ones_like(z),))
-    return 2 * found[0] * found[1]  # value, slope
+        warnings.simplefilter("ignore", FutureWarning)  # raised within torch itself
+        copy = z.clone()  # "inplace" may be passed by position
+        value_and_slope = jvp(function, (copy,), (torch.ones_like(z),))
+    return 2 * value_and_slope[0] * value_and_slope[1]
 
 
-def _activations() -> dict[Any, Callable[..., Tensor]]:
-    """List elementwise activation functions, in place or not -> the same, not in place."""
-    found: dict[Any, Callable[..., Tensor]] = {}
-    names = "relu relu6 leaky_relu elu selu celu gelu silu mish softplus softsign tanh sigmoid logsigmoid hardtanh"
-    for name in f"{names} hardswish hardsigmoid hardshrink softshrink tanhshrink threshold".split():
-        plain = next(getattr(place, name) for place in (torch, F) if hasattr(place, name))
-        for place in (torch, F, Tensor):
+_ELEMENTWISE = (
+    *("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "softsign", "tanh"),
+    *("sigmoid", "logsigmoid", "hardtanh", "hardswish", "hardsigmoid", "hardshrink", "softshrink", "tanhshrink"),
+    "threshold",
+)
+
+
+def _activations() -> dict[Function, Function]:
+    """Return the elementwise activation functions, in place or not, each with its out-of-place form."""
+    found: dict[Function, Function] = {}
+    for name in _ELEMENTWISE:
+        plain = getattr(torch, name, None) or getattr(F, name)
+        for namespace in (torch, F, Tensor):
             for spelling in (name, name + "_"):
-                if hasattr(place, spelling):
-                    found[getattr(place, spelling)] = plain
+                if hasattr(namespace, spelling):
+                    found[getattr(namespace, spelling)] = plain
     return found
 
 

@@ -1,4 +1,4 @@
-"""Measuring changes nothing: the guard that every importance pass, probe and evaluation stands in."""
+"""Restore the state of a model after a measurement; every importance pass, probe and evaluation runs within it."""
 
 import random
 import threading
@@ -10,23 +10,22 @@ import numpy as np
 import torch
 from torch import nn
 
-# One lock for all models, not one a model: the global random streams and the compiler's stance, which are
-# saved and put back here, belong to the process. Two blocks that overlap, even of different models, would
-# put back each other's state. Re-entrant, as a measure may call another.
+# One lock for all models: the global random streams and the compiler's stance, which are saved and restored
+# here, belong to the process. Two overlapping blocks, even of different models, would restore each other's
+# state. The lock is re-entrant because a measure may call another one.
 _LOCK = threading.RLock()
 
 
 @contextmanager
 def preserving_state(model: nn.Module) -> Iterator[nn.Module]:
-    """Put ``model`` in eval mode for the length of a ``with`` block and leave no trace of it.
+    """Put ``model`` in eval mode for the length of a ``with`` block, and restore its state afterwards.
 
-    Afterwards the train/eval mode of every submodule, every buffer and every global random
-    stream (Python, NumPy, torch on CPU and on each GPU in use) are as before, also when the
-    block raises. Parameters and their ``.grad`` are the block's own business: the engine in
-    `mas.gradients` touches neither.
+    Restored are the train/eval mode of every submodule, every buffer, and every global random
+    stream (Python, NumPy, torch on the CPU and on each GPU in use), also when the block raises.
+    Parameters and their ``.grad`` are not restored: the engine in `mas.gradients` changes neither.
 
-    Blocks may be nested. Threads take turns: a thread waits until no other is in such a block, of
-    whatever model. That does not hold back a thread that *trains* the model, or draws from a global
+    Blocks may be nested. Threads take turns: a thread waits until no other thread is in such a
+    block, of any model. This does not stop a thread that *trains* the model, or draws from a global
     random stream, outside of a block.
 
     >>> layer = nn.Dropout().train()
@@ -43,31 +42,46 @@ def preserving_state(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def _preserved(model: nn.Module) -> Iterator[None]:
-    """Put everything back that `measuring` lists."""
+    """Restore everything that `preserving_state` lists."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]
-    values = {id(b): (b, b.clone()) for _, own in buffers for b in own.values() if b is not None}
-    python, numpy = random.getstate(), np.random.get_state()
-    eager = torch.compiler.set_stance("force_eager")  # the layers must be seen one by one
+    buffers = _Buffers(model)
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()
+    eager = torch.compiler.set_stance("force_eager")  # the recorder must see each layer
     with eager, torch.inference_mode(False), torch.random.fork_rng(devices=_cuda_devices(model)):
         try:
             yield
         finally:
             for module, mode in modes:
                 module.training = mode
-            for module, own in buffers:
-                module._buffers.clear()
-                module._buffers.update(own)
-            with torch.no_grad():
-                for buffer, value in values.values():
-                    if not torch.equal(buffer, value):  # a write would spoil a backward pass that is yet to come
-                        buffer.copy_(value)
-            random.setstate(python)
-            np.random.set_state(numpy)
+            buffers.restore()
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+class _Buffers:
+    """The buffers of a model and copies of their values."""
+
+    def __init__(self, model: nn.Module):
+        self.of_module = [(module, dict(module._buffers)) for module in model.modules()]
+        self.copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by id: a buffer may be shared
+        for _, buffers in self.of_module:
+            for buffer in buffers.values():
+                if buffer is not None:
+                    self.copies[id(buffer)] = (buffer, buffer.clone())
+
+    def restore(self) -> None:
+        for module, buffers in self.of_module:
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        with torch.no_grad():
+            for buffer, value in self.copies.values():
+                if not torch.equal(buffer, value):  # writing to it would break a pending backward pass
+                    buffer.copy_(value)
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
-    """Give the model inside of `torch.compile`, `nn.DataParallel` or DistributedDataParallel."""
+    """Return the model inside of `torch.compile`, `nn.DataParallel` or DistributedDataParallel."""
     inner: Any = model
     while not isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel):
         if not isinstance(getattr(inner, "_orig_mod", None), nn.Module):
@@ -77,12 +91,13 @@ def unwrap_model(model: nn.Module) -> nn.Module:
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Give the parameters by the names they have in the bare model, however it is wrapped.
+    """Return the parameters by their names in the unwrapped model, see `unwrap_model`.
 
     >>> list(named_parameters(nn.DataParallel(nn.Linear(1, 1))))
     ['weight', 'bias']
     """
-    return {name.replace("_orig_mod.", ""): p for name, p in unwrap_model(model).named_parameters()}
+    inner = unwrap_model(model)
+    return {name.replace("_orig_mod.", ""): p for name, p in inner.named_parameters()}
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:

@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 import mas.gradients
 from mas import mean_moments, per_sample_moments
-from mas.batches import batch_size, samples
+from mas.batches import batch_size, select_samples
 from mas.recording import close
-from mas.summing import _ends, backward
+from mas.summing import _first_calls, backward
 from tests import models
 from tests.cases import CASES, SLOW, By, N, flat, make, quadratic
 from tests.conftest import assert_same
@@ -29,7 +29,7 @@ def oracle(case, objective=quadratic, moment="abs"):
 @pytest.mark.parametrize("name", CASES)
 def test_law_1_equals_a_loop_over_single_samples(name, moment):
     case = make(name)
-    found = per_sample_moments(case.model, case.batch, quadratic, moment, case.forward)
+    found = per_sample_moments(case.model, case.batch, quadratic, moment=moment, forward=case.forward)
     assert_same(found, oracle(case, moment=moment))
     assert any(value.abs().max() > 1e-3 for value in found.values())
 
@@ -53,7 +53,10 @@ def test_law_1_with_several_objectives_per_sample(name):
         return torch.stack([quadratic(output, batch), output.flatten(1)[:, 0]], 1)
 
     case = make(name)
-    assert_same(per_sample_moments(case.model, case.batch, both, "square", case.forward), oracle(case, both, "square"))
+    assert_same(
+        per_sample_moments(case.model, case.batch, both, moment="square", forward=case.forward),
+        oracle(case, both, "square"),
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -62,7 +65,7 @@ def test_law_1_with_frozen_parameters(name):
     frozen = [p for i, p in enumerate(case.model.parameters()) if i % 2]
     for p in frozen:
         p.requires_grad_(False)
-    found = per_sample_moments(case.model, case.batch, quadratic, "abs", case.forward)
+    found = per_sample_moments(case.model, case.batch, quadratic, moment="abs", forward=case.forward)
     assert_same(found, oracle(case))
     assert len(found) == sum(p.requires_grad for p in case.model.parameters())
 
@@ -70,20 +73,23 @@ def test_law_1_with_frozen_parameters(name):
 @pytest.mark.parametrize("name", CASES)
 def test_law_2_one_batch_or_many_one_order_or_another(name):
     case = make(name)
-    whole = mean_moments(case.model, [case.batch], quadratic, "abs", case.forward)
-    ragged = [samples(case.batch, slice(a, b), N) for a, b in ((0, 1), (1, 5), (5, 6))]
+    whole = mean_moments(case.model, [case.batch], quadratic, moment="abs", forward=case.forward)
+    ragged = [select_samples(case.batch, slice(a, b), N) for a, b in ((0, 1), (1, 5), (5, 6))]
     backwards = [one_sample(case.batch, n) for n in reversed(range(N))]
     for batches in (ragged, backwards):
-        assert_same(mean_moments(case.model, batches, quadratic, "abs", case.forward), whole)
+        assert_same(mean_moments(case.model, batches, quadratic, moment="abs", forward=case.forward), whole)
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("moment", ["abs", "square"])
 def test_chunks_of_per_sample_gradients_do_not_show(moment, name):
     case = make(name)
-    whole = per_sample_moments(case.model, case.batch, quadratic, moment, case.forward)
+    whole = per_sample_moments(case.model, case.batch, quadratic, moment=moment, forward=case.forward)
     for limit in (1, 500):
-        assert_same(per_sample_moments(case.model, case.batch, quadratic, moment, case.forward, limit), whole)
+        assert_same(
+            per_sample_moments(case.model, case.batch, quadratic, moment=moment, forward=case.forward, max_bytes=limit),
+            whole,
+        )
 
 
 def snapshot(model):
@@ -125,8 +131,8 @@ def test_law_3_measuring_changes_nothing(name):
     for p in case.model.parameters():
         p.grad = torch.ones_like(p)
     before = snapshot(case.model)
-    mean_moments(case.model, drawing_loader(case.batch), quadratic, "abs", case.forward)
-    per_sample_moments(case.model, case.batch, quadratic, "abs", case.forward)
+    mean_moments(case.model, drawing_loader(case.batch), quadratic, moment="abs", forward=case.forward)
+    per_sample_moments(case.model, case.batch, quadratic, moment="abs", forward=case.forward)
     assert_unchanged(before, snapshot(case.model))
 
 
@@ -181,10 +187,10 @@ def test_a_batch_as_large_as_the_sequence_is_long_is_not_confused():
 @pytest.mark.parametrize("name", sorted(CASES.keys() - SLOW))
 def test_closed_forms_are_what_is_used_where_they_exist(name, training, monkeypatch):
     """The slow road is exact as well, so only this test notices if everything takes it."""
-    monkeypatch.setattr(mas.gradients.SamplePass, "_add_slow", lambda *_: pytest.fail("took the slow road"))
+    monkeypatch.setattr(mas.gradients.SamplePass, "_add_by_fallback", lambda *_: pytest.fail("used the fallback"))
     case = make(name)
     case.model.train(training)
-    per_sample_moments(case.model, case.batch, quadratic, "abs", case.forward)
+    per_sample_moments(case.model, case.batch, quadratic, moment="abs", forward=case.forward)
 
 
 def test_half_precision_accumulates_in_float32():
@@ -285,7 +291,7 @@ def test_packed_sequences_go_the_slow_road():
         return model(*batch)
 
     expected = moments_by_loop(model, batch, quadratic, "abs", run)
-    assert_same(per_sample_moments(model, batch, quadratic, "abs", run), expected)
+    assert_same(per_sample_moments(model, batch, quadratic, moment="abs", forward=run), expected)
 
 
 def test_a_checkpointed_recurrent_layer_is_exact():
@@ -305,7 +311,7 @@ def test_a_checkpointed_recurrent_layer_is_exact():
 def test_reduction_batch_is_the_moment_of_the_batch_mean(moment):
     case = make("mlp")
     batches = [case.batch[:4], case.batch[4:]]
-    found = mean_moments(case.model, batches, quadratic, moment, reduction="batch")
+    found = mean_moments(case.model, batches, quadratic, moment=moment, reduction="batch")
     expected = {name: torch.zeros_like(p) for name, p in case.model.named_parameters()}
     for batch in batches:
         grads = torch.autograd.grad(quadratic(case.model(batch), batch).mean(), list(case.model.parameters()))
@@ -458,6 +464,15 @@ def test_an_objective_may_hold_tensors_of_the_batchs_size():
     )
 
 
+def test_a_convolution_with_same_padding_takes_its_input_by_name():
+    def convolve(m, x):
+        return nn.functional.conv2d(input=x, weight=m.weight, padding="same")
+
+    model, x = By(convolve, weight=nn.Parameter(torch.randn(2, 1, 2, 3))), torch.randn(3, 1, 4, 4)
+    found = per_sample_moments(model, x, quadratic)
+    assert_same(found, moments_by_loop(model, x, quadratic, "abs"), 1e-5)
+
+
 def test_columns_of_rounding_noise_are_no_mixing():
     """What cancels, such as a constant channel in group normalisation, differs with the batch size."""
     torch.manual_seed(0)
@@ -511,17 +526,17 @@ def test_a_backward_pass_holds_one_gradient_at_a_time_and_lets_go(name, monkeypa
     """Only what ends the pass is asked of autograd; inputs are dropped once their layer is done."""
     noted = []
 
-    def seen(objective, uses, *rest):
-        noted.append((list(uses), _ends(uses)))
-        backward(objective, uses, *rest)
+    def seen(objective, calls, collector, **options):
+        noted.append((list(calls), _first_calls(calls)))
+        backward(objective, calls, collector, **options)
 
     monkeypatch.setattr("mas.gradients.backward", seen)
     case = make(name)
     per_sample_moments(case.model, case.batch, quadratic)
-    ((uses, ends),) = noted
-    assert len(uses) > 3 or name == "mlp"
-    assert len(ends) <= 2  # a residual block has two ways in
-    assert all(use.arguments == {} for use in uses)
+    ((calls, first),) = noted
+    assert len(calls) > 3 or name == "mlp"
+    assert len(first) <= 2  # a residual block has two ways in
+    assert all(call.arguments == {} for call in calls)
 
 
 def test_sparse_gradients_and_inference_tensors_are_as_others():
@@ -554,7 +569,7 @@ def test_nothing_to_measure_is_one_clear_error():
     with pytest.raises(ValueError, match=r"batches is a single tensor, .* give a list: \[x\]"):
         mean_moments(case.model, case.batch, quadratic)
     with pytest.raises(ValueError, match="moment is 'cube'"):
-        per_sample_moments(case.model, case.batch, quadratic, "cube")
+        per_sample_moments(case.model, case.batch, quadratic, moment="cube")
     with pytest.raises(ValueError, match="no parameter of the model requires a gradient"):
         per_sample_moments(case.model.requires_grad_(False), case.batch, quadratic)
 
@@ -587,9 +602,11 @@ def test_moments_that_are_not_finite_are_an_error_that_names_the_parameter(scale
     with pytest.raises(
         FloatingPointError, match=r"importance of 'before\.(weight|bias)' is not finite: .*lower learning"
     ):
-        per_sample_moments(model, torch.randn(6, 4), quadratic, moment)
+        per_sample_moments(model, torch.randn(6, 4), quadratic, moment=moment)
     model.before.requires_grad_(False)
-    assert all(t.isfinite().all() for t in per_sample_moments(model, torch.randn(6, 4), quadratic, moment).values())
+    assert all(
+        t.isfinite().all() for t in per_sample_moments(model, torch.randn(6, 4), quadratic, moment=moment).values()
+    )
 
 
 def test_a_parameter_without_elements_has_a_moment_without_elements():

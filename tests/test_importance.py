@@ -57,7 +57,7 @@ def test_law_3_measuring_changes_nothing(estimator, name):
     case = classify(make(name))
     before = snapshot(case.model)
     MEASURES[estimator](case.model, [case.batch], forward=case.forward)
-    last_layer(case.model, case.batch, case.forward)
+    last_layer(case.model, case.batch, forward=case.forward)
     assert_unchanged(before, snapshot(case.model))
 
 
@@ -80,10 +80,10 @@ def test_local_mas_is_its_formula_layer_by_layer(name):
 @pytest.mark.parametrize("name", sorted(CASES.keys() - NO_LOCAL))
 def test_local_mas_for_any_model_batched_or_not(name):
     case = make(name)
-    whole = local_mas_importance(case.model, [case.batch], case.forward)
+    whole = local_mas_importance(case.model, [case.batch], forward=case.forward)
     singles = [one_sample(case.batch, n) for n in range(N)]
-    assert_same(local_mas_importance(case.model, singles, case.forward), whole)
-    assert_same(local_mas_importance(case.model, singles, case.forward, max_bytes=1), whole)
+    assert_same(local_mas_importance(case.model, singles, forward=case.forward), whole)
+    assert_same(local_mas_importance(case.model, singles, forward=case.forward, max_bytes=1), whole)
 
 
 def test_local_mas_of_relu_layers_is_hebbs_rule():
@@ -120,7 +120,7 @@ def test_local_mas_sees_an_addition_in_place_between_layer_and_activation():
 def test_local_mas_refuses_parameters_outside_of_layers_by_name(name):
     case = make(name)
     with pytest.raises(ValueError, match=r"knows no layer that uses .*(weight|bias|gain).*; freeze"):
-        local_mas_importance(case.model, [case.batch], case.forward)
+        local_mas_importance(case.model, [case.batch], forward=case.forward)
     for p in case.model.parameters():
         p.requires_grad_(False)
 
@@ -200,7 +200,7 @@ def test_weights_of_1e30_are_a_blow_up_for_the_fisher_information():
     model = models.mlp(4, 6, 3)
     model[2].weight.data *= 1e30  # the logits are finite, the squared gradients of the first layer are not
     with pytest.raises(FloatingPointError, match=r"importance of '0\.weight' is not finite: .*lower learning rate"):
-        fisher_importance(model, [(torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))], "empirical")
+        fisher_importance(model, [(torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))], labels="empirical")
 
 
 @pytest.mark.parametrize("reduction", ["sample", "batch"])
@@ -212,9 +212,9 @@ def test_fisher_information_that_does_not_fit_is_a_blow_up(labels, reduction):
     with pytest.raises(
         FloatingPointError, match=r"importance of '0\.weight' is not finite: .* too large for torch\.fl"
     ):
-        fisher_importance(model, [batch], labels, reduction=reduction)
+        fisher_importance(model, [batch], labels=labels, reduction=reduction)
     model, batch = model.double(), (batch[0].double(), batch[1])
-    assert fisher_importance(model, [batch], labels, reduction=reduction)["0.weight"].item() > 1e39
+    assert fisher_importance(model, [batch], labels=labels, reduction=reduction)["0.weight"].item() > 1e39
 
 
 @pytest.mark.parametrize("measure", [mas_importance, partial(mas_importance, reduction="batch")])
@@ -246,7 +246,7 @@ def test_reduction_batch_is_the_moment_of_batch_mean_gradients():
 
 def test_uniform_importance_is_one_where_the_output_depends_on_it():
     case = make("avalanche_mlp")
-    found = uniform_importance(case.model, [case.batch], case.forward)
+    found = uniform_importance(case.model, [case.batch], forward=case.forward)
     for name, omega in found.items():
         assert (omega == (0.0 if "classifiers.0" in name else 1.0)).all(), name
     with pytest.raises(ValueError, match="gave no sample"):
@@ -261,12 +261,12 @@ def test_random_importance_repeats_for_a_seed_and_keeps_a_permutations_values():
     assert (first["0.weight"] != other["0.weight"]).any()
     assert all(((t >= 0) & (t < 1)).all() for t in first.values())
     omega = mas_importance(case.model, [case.batch])
-    shuffled = random_importance(case.model, [case.batch], "mas")
+    shuffled = random_importance(case.model, [case.batch], values="mas")
     for name, t in omega.items():
         assert torch.equal(t.flatten().sort().values, shuffled[name].flatten().sort().values)
     assert (omega["0.weight"] != shuffled["0.weight"]).any()
     with pytest.raises(ValueError, match="values is 'normal'; known are 'uniform', 'mas'"):
-        random_importance(case.model, [case.batch], "normal")
+        random_importance(case.model, [case.batch], values="normal")
 
 
 @pytest.mark.parametrize(
@@ -280,8 +280,8 @@ def test_random_importance_repeats_for_a_seed_and_keeps_a_permutations_values():
 )
 def test_the_last_layer_is_the_one_called_last(name, last):
     case = make(name)
-    assert last_layer(case.model, case.batch, case.forward) == last
-    assert last_layer(nn.DataParallel(case.model), case.batch, case.forward) == last
+    assert last_layer(case.model, case.batch, forward=case.forward) == last
+    assert last_layer(nn.DataParallel(case.model), case.batch, forward=case.forward) == last
 
 
 def test_mas_needs_no_labels():
@@ -327,16 +327,16 @@ def test_exact_fisher_of_logistic_regression_is_its_closed_form():
 
 def test_sampled_fisher_is_right_on_average_and_repeats_for_a_seed():
     case = classify(make("mlp"))
-    expected = fisher_importance(case.model, [case.batch], "exact", case.forward)
+    expected = fisher_importance(case.model, [case.batch], labels="exact", forward=case.forward)
     many = [case.batch] * 3000
-    found = fisher_importance(case.model, many, "sampled", case.forward)
+    found = fisher_importance(case.model, many, labels="sampled", forward=case.forward)
     for name in expected:
         # 18,000 draws: a standard error below 1.5 % of the largest entry
         assert (found[name] - expected[name]).abs().max() < 0.05 * expected[name].abs().max()
-    again = fisher_importance(case.model, many[:3], "sampled", case.forward)
-    assert_same(fisher_importance(case.model, many[:3], "sampled", case.forward), again, tolerance=0)
+    again = fisher_importance(case.model, many[:3], labels="sampled", forward=case.forward)
+    assert_same(fisher_importance(case.model, many[:3], labels="sampled", forward=case.forward), again, tolerance=0)
     other = torch.Generator().manual_seed(1)
-    changed = fisher_importance(case.model, many[:3], "sampled", case.forward, generator=other)
+    changed = fisher_importance(case.model, many[:3], labels="sampled", forward=case.forward, generator=other)
     assert any((changed[name] != again[name]).any() for name in again)
 
 
@@ -398,7 +398,7 @@ def test_a_masked_class_has_no_share_of_the_fisher_information():
 )
 def test_labels_that_are_no_class_numbers_are_one_clear_error(y):
     with pytest.raises(ValueError, match=r"needs y of whole numbers from 0 to 2, shape \(N,\); got"):
-        fisher_importance(nn.Linear(4, 3), [(torch.randn(5, 4), y)], "empirical")
+        fisher_importance(nn.Linear(4, 3), [(torch.randn(5, 4), y)], labels="empirical")
 
 
 def test_local_mas_skips_empty_batches_and_takes_outputs_beside_the_samples():

@@ -61,7 +61,7 @@ def test_rwalk_is_chaudhry_written_out(interval):
             step.step()
             walk.after_step()
             if walk.steps == interval or i == len(task):
-                walk.close_interval(fisher_importance(model, [(x, y)], "empirical"))
+                walk.close_interval(fisher_importance(model, [(x, y)], labels="empirical"))
         penalty.consolidate(model, walk.importance())
     assert_same(penalty.importance, expected)
     assert_same(weights(model), weights(reference))

@@ -195,9 +195,9 @@ def test_the_mas_authors_norms(norm, size):
     model, batches = network(), split(*samples(12, seed=0), size)
     parts, objective = AUTHORS[norm]
     expected = authors_importance(model, batches, parts)
-    assert_same(mean_moments(model, batches, objective, "abs", reduction="batch"), expected)
+    assert_same(mean_moments(model, batches, objective, moment="abs", reduction="batch"), expected)
     if size == 1:  # what they call online: the moment per sample
-        assert_same(mean_moments(model, split(*samples(12, seed=0), 7), objective, "abs"), expected)
+        assert_same(mean_moments(model, split(*samples(12, seed=0), 7), objective, moment="abs"), expected)
 
 
 @pytest.mark.parametrize("size", [1, 5])
@@ -233,7 +233,7 @@ def van_de_ven_fisher(model, x, y, labels):
 @pytest.mark.parametrize("labels", ["exact", "empirical", "predicted"])
 def test_van_de_vens_fisher_is_divided_by_one_less(labels):
     model, (x, y) = network(), samples(6, seed=0)
-    found = fisher_importance(model, [(x, y)], labels)
+    found = fisher_importance(model, [(x, y)], labels=labels)
     assert_same({name: value * 6 / 5 for name, value in found.items()}, van_de_ven_fisher(model, x, y, labels))
 
 
@@ -315,7 +315,7 @@ def test_mammoths_online_ewc_in_three_lines(size):
         batches = split(*samples(12, seed), size)
         new = mammoth_fisher(model, batches, size)
         expected = {name: gamma * expected[name] + new[name] for name in new}
-        found = mean_moments(model, batches, the_pages_lines(), "square")
+        found = mean_moments(model, batches, the_pages_lines(), moment="square")
         share = 12 / (len(batches) * size)  # N over batches × batch size
         penalty.consolidate(model, {name: share * value for name, value in found.items()})
         assert_same(penalty.importance, expected)

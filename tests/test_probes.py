@@ -95,7 +95,7 @@ def test_a_probe_says_what_the_plain_function_says(name):
     model = trained([plugin], stream=stream.train_stream).model
     batches = batches_of(stream.test_stream[0].dataset)
     x, y, _ = batches[0]
-    fisher = mas.fisher_importance(model, batches, "exact")
+    fisher = mas.fisher_importance(model, batches)
     model.eval()
     with torch.no_grad():
         output = model(x)

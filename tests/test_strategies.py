@@ -718,7 +718,7 @@ def test_multi_head_classifier_of_avalanche_measures_like_a_loop():
     def squared(out, b):
         return out.square().sum(1)
 
-    found = mas.per_sample_moments(model, batch, squared, "abs", run)
+    found = mas.per_sample_moments(model, batch, squared, moment="abs", forward=run)
     expected = moments_by_loop(model.eval(), batch, squared, "abs", run)
     assert found.keys() == expected.keys()
     assert all(torch.allclose(found[n], expected[n].to(found[n]), rtol=1e-5) for n in expected)

@@ -1,7 +1,7 @@
-"""Closed forms: the per-sample gradient of a layer's parameters from its input and output gradient.
+"""Closed forms: per-sample gradients of a layer's parameters, from its input and output gradient.
 
-`RULES` names every torch function that has one, `EXPANSIONS` those that are first written out in
-simpler functions. Whatever stands in neither is exact too, only slower (`mas.gradients`).
+`RULES` lists the torch functions with a closed form, `EXPANSIONS` those that are first rewritten in
+simpler functions. All other functions are exact too, but slower (`mas.fallback`).
 """
 
 from typing import Any
@@ -40,7 +40,7 @@ RULES: dict[Any, Rule] = {
 
 
 def refusal(func: Any, a: Arguments) -> str | None:
-    """Say why a call has no per-sample gradient at all, or changes what is measured."""
+    """Return why a call has no per-sample gradient, or changes the weights; None if it has one and does not."""
     if func is F.batch_norm and a.get("training"):
         return (
             "batch statistics mix the samples of a batch; "

@@ -1,4 +1,4 @@
-"""Embedding: row w of the weight collects the output gradients of the places that hold word w."""
+"""Embedding: row w of the weight collects the output gradients of the positions that hold word w."""
 
 import torch
 from torch import Tensor
@@ -6,29 +6,37 @@ from torch import Tensor
 from mas.rules.rule import Arguments, Rule, power
 
 
-def _places(g: Tensor, a: Arguments) -> tuple[Tensor, Tensor]:
-    """Give (sample, word) pairs as one number each, and their output gradients."""
-    words, width = a["input"].reshape(len(g), -1), len(a["weight"])
-    keys = (torch.arange(len(words), device=words.device)[:, None] * width + words).flatten()
-    g = g.reshape(len(keys), -1)
+def _pairs(g: Tensor, a: Arguments) -> tuple[Tensor, Tensor]:
+    """Return each position's (sample, word) pair, coded as one number, and its output gradient."""
+    n = len(g)
+    vocabulary = len(a["weight"])
+    words = a["input"].reshape(n, -1)
+    samples = torch.arange(len(words), device=words.device)[:, None]
+    codes = (samples * vocabulary + words).flatten()
+    gradients = g.reshape(len(codes), -1)
     padding = a.get("padding_idx")
     if padding is not None:
-        g = g * (words.flatten() != padding % width)[:, None]
-    return keys, g
+        is_word = words.flatten() != padding % vocabulary
+        gradients = gradients * is_word[:, None]
+    return codes, gradients
 
 
 def _weight(g: Tensor, a: Arguments) -> Tensor:
-    keys, places = _places(g, a)
-    rows = places.new_zeros(len(g) * len(a["weight"]), places.shape[1]).index_add_(0, keys, places)
-    return rows.reshape(len(g), *a["weight"].shape)
+    codes, gradients = _pairs(g, a)
+    weight = a["weight"]
+    rows = gradients.new_zeros(len(g) * len(weight), gradients.shape[1])
+    rows.index_add_(0, codes, gradients)
+    return rows.reshape(len(g), *weight.shape)
 
 
 def _add_moment(total: Tensor, g: Tensor, a: Arguments, moment: str) -> bool:
-    """Sum equal words within a sample, then take the moment: no tensor of samples x vocabulary."""
-    keys, places = _places(g, a)
-    distinct, position = keys.unique(return_inverse=True)
-    sums = places.new_zeros(len(distinct), places.shape[1]).index_add_(0, position, places)
-    total.index_add_(0, distinct % len(a["weight"]), power(sums, moment))
+    """Sum equal words within a sample, then add the moment: no tensor of samples × vocabulary is made."""
+    codes, gradients = _pairs(g, a)
+    distinct, position = codes.unique(return_inverse=True)
+    sums = gradients.new_zeros(len(distinct), gradients.shape[1])
+    sums.index_add_(0, position, gradients)
+    words = distinct % len(a["weight"])
+    total.index_add_(0, words, power(sums, moment))
     return True
 
 

@@ -1,6 +1,6 @@
-"""Functions written out in simpler ones, which have closed forms: attention, recurrent layers, padding.
+"""Functions rewritten in simpler ones that have closed forms: attention, recurrent layers, padding.
 
-Each gives what the function of torch gives, up to rounding, or NotImplemented.
+Each returns the output of the torch function, up to rounding, or NotImplemented.
 """
 
 import types
@@ -14,23 +14,38 @@ from torch import Tensor
 Cell = Callable[[Tensor, list[Tensor], Sequence[Tensor], Tensor | None], list[Tensor]]
 
 
-def open_dataset(function: Any) -> Any:
-    """Copy a Python function of torch so that calls within it are seen by torch function modes.
+def _without_dispatch(function: Any) -> Any:
+    """Return a copy of a Python function of torch that lets active torch function modes see the calls within it.
 
-    Such a function first offers itself, whole, to the modes that are active; the copy does not.
+    The original passes itself, as one call, to the active modes; the copy does not.
     """
-    never = {name: lambda *_: False for name in function.__globals__ if name.startswith("has_torch_function")}
-    copy = types.FunctionType(function.__code__, function.__globals__ | never, function.__name__)
-    copy.__defaults__, copy.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
+    copied_globals = dict(function.__globals__)
+    for name in copied_globals:
+        if name.startswith("has_torch_function"):
+            copied_globals[name] = lambda *_: False
+    copy = types.FunctionType(function.__code__, copied_globals, function.__name__)
+    copy.__defaults__ = function.__defaults__
+    copy.__kwdefaults__ = function.__kwdefaults__
     return copy
 
 
 def _lstm_cell(x: Tensor, state: list[Tensor], weights: Sequence[Tensor], bias: Tensor | None) -> list[Tensor]:
-    """Do one step; x is the input's share of the gates. weights: hidden, and projection if there is one."""
-    i, f, g, o = (x + F.linear(state[0], weights[0], bias)).chunk(4, -1)
-    c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+    """Return the state after one step.
+
+    Args:
+        x: the input's contribution to the gates.
+        state: hidden and cell state.
+        weights: of the hidden state, and of the projection if there is one.
+        bias: of the hidden state.
+    """
+    h, c = state
+    gates = x + F.linear(h, weights[0], bias)
+    i, f, g, o = gates.chunk(4, -1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
     h = o.sigmoid() * c.tanh()
-    return [F.linear(h, weights[1]) if len(weights) > 1 else h, c]
+    if len(weights) > 1:
+        h = F.linear(h, weights[1])
+    return [h, c]
 
 
 def _gru_cell(x: Tensor, state: list[Tensor], weights: Sequence[Tensor], bias: Tensor | None) -> list[Tensor]:
@@ -42,11 +57,14 @@ def _gru_cell(x: Tensor, state: list[Tensor], weights: Sequence[Tensor], bias: T
 
 
 def _elman_cell(activation: Callable[[Tensor], Tensor]) -> Cell:
-    return lambda x, state, weights, bias: [activation(x + F.linear(state[0], weights[0], bias))]
+    def cell(x: Tensor, state: list[Tensor], weights: Sequence[Tensor], bias: Tensor | None) -> list[Tensor]:
+        return [activation(x + F.linear(state[0], weights[0], bias))]
+
+    return cell
 
 
 def _layers(cell: Cell) -> Callable[..., Any]:
-    """Make a recurrent layer, with the arguments of ``torch.lstm`` and its kin, of a cell."""
+    """Return a recurrent layer of such cells, with the arguments of ``torch.lstm``, ``torch.gru``, ..."""
 
     def run(
         x: Tensor,
@@ -62,68 +80,116 @@ def _layers(cell: Cell) -> Callable[..., Any]:
         if not isinstance(has_biases, bool) or (train and dropout):  # packed sequences have other arguments
             return NotImplemented
         states = [state] if isinstance(state, Tensor) else list(state)
-        directions, ends = 1 + bidirectional, []
-        size = len(params) // (num_layers * directions)
-        x = x.transpose(0, 1) if batch_first else x
+        directions = 1 + bidirectional
+        params_per_direction = len(params) // (num_layers * directions)
+        final_states = []
+        if batch_first:
+            x = x.transpose(0, 1)
         for layer in range(num_layers):
-            found = []
-            for i in range(layer * directions, (layer + 1) * directions):
-                own = params[i * size : (i + 1) * size]
-                found.append(_steps(cell, x, [s[i] for s in states], own, has_biases, backwards=bool(i % directions)))
-                ends.append(found[-1][1])
-            x = torch.cat([output for output, _ in found], -1)
-        last = [torch.stack(parts) for parts in zip(*ends, strict=True)]
-        return (x.transpose(0, 1) if batch_first else x, *last)
+            outputs = []
+            for direction in range(directions):
+                i = layer * directions + direction
+                own_params = params[i * params_per_direction : (i + 1) * params_per_direction]
+                own_state = [part[i] for part in states]
+                backwards = direction == 1
+                output, final_state = _steps(cell, x, own_state, own_params, has_biases, backwards)
+                outputs.append(output)
+                final_states.append(final_state)
+            x = torch.cat(outputs, -1)
+        if batch_first:
+            x = x.transpose(0, 1)
+        return (x, *_stacked(final_states))
 
     return run
 
 
+def _stacked(states: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Return each part of the states, stacked over layers and directions."""
+    return [torch.stack(parts) for parts in zip(*states, strict=True)]
+
+
 def _steps(
-    cell: Cell, x: Tensor, state: list[Tensor], params: Sequence[Tensor], has_biases: bool, backwards: bool
+    cell: Cell,
+    x: Tensor,
+    state: list[Tensor],
+    params: Sequence[Tensor],
+    has_biases: bool,
+    backwards: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Run a cell along the first axis; give all outputs and the last state."""
-    weights = [params[1], *params[4 if has_biases else 2 :]]
-    shares = F.linear(x, params[0], params[2] if has_biases else None).unbind()
+    """Run a cell along the first axis; return all outputs and the last state.
+
+    Args:
+        params: w_ih, w_hh, with biases b_ih and b_hh, and the weight of the projection if there is one.
+    """
+    w_ih, w_hh, *rest = params
+    b_ih, b_hh = rest[:2] if has_biases else (None, None)
+    projection = rest[2:] if has_biases else rest
+    weights = [w_hh, *projection]
+    inputs = F.linear(x, w_ih, b_ih).unbind()
     outputs = []
-    for share in reversed(shares) if backwards else shares:
-        state = cell(share, state, weights, params[3] if has_biases else None)
+    for step in reversed(inputs) if backwards else inputs:
+        state = cell(step, state, weights, b_hh)
         outputs.append(state[0])
-    return torch.stack(outputs[::-1] if backwards else outputs), state
+    if backwards:
+        outputs.reverse()
+    return torch.stack(outputs), state
 
 
 def _single(cell: Cell) -> Callable[..., Any]:
-    """Make one step, with the arguments of ``torch.lstm_cell`` and its kin, of a cell."""
+    """Return one step of such a cell, with the arguments of ``torch.lstm_cell``, ``torch.gru_cell``, ..."""
 
     def run(
-        x: Tensor, state: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+        x: Tensor,
+        state: Any,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Tensor | None = None,
+        b_hh: Tensor | None = None,
     ) -> Any:
-        states = [state] if isinstance(state, Tensor) else list(state)
-        found = cell(F.linear(x, w_ih, b_ih), states, [w_hh], b_hh)
-        return found[0] if isinstance(state, Tensor) else tuple(found)
+        has_one_state = isinstance(state, Tensor)
+        states = [state] if has_one_state else list(state)
+        new_states = cell(F.linear(x, w_ih, b_ih), states, [w_hh], b_hh)
+        return new_states[0] if has_one_state else tuple(new_states)
 
     return run
 
 
 def _padded(convolution: Callable[..., Tensor]) -> Callable[..., Any]:
-    """Write out padding="same" where it is not the same on both sides: no native weight gradient takes it."""
+    """Return the convolution with padding="same" done by `F.pad`: the native weight gradient does not support it."""
 
     def run(
-        x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, *more: Any, **named: Any
+        input: Tensor,  # noqa: A002 - the name that callers may use
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] | str = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
     ) -> Any:
         if padding != "same":
             return NotImplemented
-        dilation = more[0] if more else named.get("dilation", 1)
-        sides = weight.ndim - 2
-        dilations = [dilation] * sides if isinstance(dilation, int) else list(dilation) * (sides // len(dilation))
-        spans = [d * (k - 1) for d, k in zip(dilations, weight.shape[2:], strict=True)]
-        ends = [end for span in reversed(spans) for end in (span // 2, span - span // 2)]
-        return convolution(F.pad(x, ends), weight, bias, stride, 0, *more, **named)
+        padded = F.pad(input, _same_padding(weight, dilation))
+        return convolution(padded, weight, bias, stride, 0, dilation, groups)
 
     return run
 
 
+def _same_padding(weight: Tensor, dilation: int | tuple[int, ...]) -> list[int]:
+    """Return the padding of padding="same" as `F.pad` takes it: from the last axis to the first, both ends each."""
+    kernel = weight.shape[2:]
+    dilations = [dilation] if isinstance(dilation, int) else list(dilation)
+    if len(dilations) == 1:
+        dilations *= len(kernel)
+    padding = []
+    for step, size in reversed(list(zip(dilations, kernel, strict=True))):
+        total = step * (size - 1)
+        left = total // 2
+        padding += [left, total - left]
+    return padding
+
+
 EXPANSIONS: dict[Any, Callable[..., Any]] = {
-    F.multi_head_attention_forward: open_dataset(F.multi_head_attention_forward),
+    F.multi_head_attention_forward: _without_dispatch(F.multi_head_attention_forward),
     **{convolution: _padded(convolution) for convolution in (F.conv1d, F.conv2d, F.conv3d)},
     torch.lstm: _layers(_lstm_cell),
     torch.gru: _layers(_gru_cell),

@@ -10,21 +10,34 @@ from mas.rules.rule import Arguments, Part, Rule, between_summed, power
 
 def _weight(g: Tensor, a: Arguments) -> Tensor:
     x = a["input"]
-    return torch.bmm(g.flatten(1, -2).mT, x.flatten(1, -2)) if g.ndim > 2 else g[:, :, None] * x[:, None, :]
+    if g.ndim == 2:
+        return g[:, :, None] * x[:, None, :]
+    g_rows = g.flatten(1, -2)  # (n, positions, out)
+    x_rows = x.flatten(1, -2)  # (n, positions, in)
+    return torch.bmm(g_rows.mT, x_rows)
 
 
 def _add_moment(total: Tensor, g: Tensor, a: Arguments, moment: str) -> bool:
-    """Rank one per sample, |g_n x_nᵀ| = |g_n| |x_n|ᵀ: one matrix product for the whole batch."""
-    if g.ndim == 2:
-        total.addmm_(power(g, moment).mT, power(a["input"], moment))
-    return g.ndim == 2
+    """Add the moment of rank-one gradients, |g_n x_nᵀ| = |g_n| |x_n|ᵀ: one matrix product for the whole batch."""
+    if g.ndim != 2:
+        return False
+    g_power = power(g, moment)
+    x_power = power(a["input"], moment)
+    total.addmm_(g_power.mT, x_power)
+    return True
 
 
 def _join(parts: Sequence[Part]) -> Part:
-    """Put the uses of one weight, such as the steps of a recurrent layer, one after another as positions."""
-    g = torch.cat([g.reshape(len(g), -1, g.shape[-1]) for g, _ in parts], 1)
-    x = torch.cat([a["input"].reshape(len(g), -1, a["input"].shape[-1]) for _, a in parts], 1)
-    return g, parts[0][1] | {"input": x}
+    """Concatenate the calls with one weight, such as the steps of a recurrent layer, along the positions."""
+    g_parts = []
+    x_parts = []
+    for g, a in parts:
+        x = a["input"]
+        g_parts.append(g.reshape(len(g), -1, g.shape[-1]))
+        x_parts.append(x.reshape(len(g), -1, x.shape[-1]))
+    first_arguments = parts[0][1]
+    x_joined = torch.cat(x_parts, 1)
+    return torch.cat(g_parts, 1), first_arguments | {"input": x_joined}
 
 
 LINEAR = Rule(

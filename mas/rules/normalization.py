@@ -1,4 +1,4 @@
-"""Normalisation: y = x̂ w + b, with x̂ what the same function gives without w and b."""
+"""Normalisation: y = x̂ w + b, with x̂ the output of the same function without w and b."""
 
 from collections.abc import Callable
 
@@ -6,39 +6,44 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mas.rules.convolution import channel_summed
-from mas.rules.rule import Arguments, Gradient, Rule, between_summed
+from mas.rules.rule import Arguments, Rule, between_summed
 
 
 def _per_channel(names: tuple[str, ...], function: Callable[..., Tensor]) -> Rule:
-    """Make the rule of a function with one weight and bias a channel, the second axis."""
+    """Return the rule of a function with one weight and bias per channel; channels are on axis 1."""
     return Rule(
         names,
-        weight=lambda g, a: channel_summed(g * _plain(function, a)),
+        weight=lambda g, a: channel_summed(g * _normalized(function, a)),
         bias=lambda g, a: channel_summed(g),
     )
 
 
 def _per_feature(names: tuple[str, ...], function: Callable[..., Tensor]) -> Rule:
-    """Make the rule of a function with a weight and bias for each of the last axes."""
+    """Return the rule of a function whose weight and bias have the shape of the last axes."""
 
-    def summed(times: Callable[[Arguments], Tensor | float]) -> Gradient:
-        return lambda g, a: between_summed(g * times(a), len(a["normalized_shape"]))
+    def weight(g: Tensor, a: Arguments) -> Tensor:
+        return between_summed(g * _normalized(function, a), len(a["normalized_shape"]))
+
+    def bias(g: Tensor, a: Arguments) -> Tensor:
+        return between_summed(g * 1.0, len(a["normalized_shape"]))
 
     return Rule(
         names,
-        weight=summed(lambda a: _plain(function, a)),
-        bias=summed(lambda a: 1.0),
+        weight=weight,
+        bias=bias,
         free_axes=lambda a, ndim: ndim - len(a["normalized_shape"]),
         positions=True,
     )
 
 
-def _plain(function: Callable[..., Tensor], a: Arguments) -> Tensor:
-    return function(**{name: None if name in ("weight", "bias") else value for name, value in a.items()})
+def _normalized(function: Callable[..., Tensor], a: Arguments) -> Tensor:
+    """Return x̂: the function's output without weight and bias."""
+    without_parameters = a | dict.fromkeys(a.keys() & {"weight", "bias"})
+    return function(**without_parameters)
 
 
 def _instance_norm(use_input_stats: bool = True, **a: object) -> Tensor:
-    """Give x̂ without a second update of running statistics."""
+    """Return x̂ without updating the running statistics a second time."""
     if use_input_stats:
         a |= {"running_mean": None, "running_var": None}
     return F.instance_norm(use_input_stats=use_input_stats, **a)  # type: ignore[arg-type]

@@ -15,7 +15,6 @@ from mas.experiments.results import Results, Tried
 from mas.experiments.tables import results_table
 from mas.experiments.traces import probes_table, trace_table
 
-_BETWEEN = re.compile(r",(?=[A-Za-z_][\w.]*=)")  # two options; values may hold commas of their own
 
 SELECTION_COLUMNS = ["strategy", "value", "seed", "experience", "status", "ACC", "seconds", "chosen"]
 
