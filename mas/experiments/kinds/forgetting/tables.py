@@ -1,6 +1,7 @@
 """Tables of forgetting: accuracies, scores, comparisons, and how values were chosen."""
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from mas.experiments.results import Results, Tried
 from mas.experiments.tables import results_table
 from mas.experiments.traces import probes_table, trace_table
 
+_NEXT_OPTION = re.compile(r",(?=[A-Za-z_][\w.]*=)")  # a value may be a list, with commas of its own
 SELECTION_COLUMNS = ["strategy", "value", "seed", "experience", "status", "ACC", "seconds", "chosen"]
 
 
@@ -111,7 +113,7 @@ def _strength(value: str) -> float:
 
 
 def _remark(chosen: str, tried: Sequence[str], as_good: int) -> str:
-    parts = [[part.partition("=") for part in value.split(",")] for value in (chosen, *tried)]
+    parts = [[part.partition("=") for part in _NEXT_OPTION.split(value)] for value in (chosen, *tried)]
     ends = []
     for i, (name, _, own) in enumerate(parts[0]):
         number = _number(own)
