@@ -9,6 +9,7 @@ import pytest
 import yaml
 from scipy.stats import ttest_rel
 
+from mas.experiments.kinds.forgetting.tables import SELECTION_COLUMNS, chosen_rows
 from mas.experiments.read_config import load_config
 from tools.results import critical
 from tools.results.page import final_acc, page
@@ -61,6 +62,20 @@ def test_the_config_can_still_be_read_and_the_chosen_values_did_best(folder):
         means = own.groupby("value")["ACC"].mean()
         (chosen,) = own[own["chosen"]]["value"].unique()
         assert means[chosen] == means.max()
+
+
+@pytest.mark.parametrize("chosen", ["[16]", "[32, 16]"])
+def test_values_that_are_lists_can_be_chosen_from(chosen):
+    """Commas stand between options, and within a list too."""
+    tries = [
+        ("mas", f"model.hidden={hidden},training.lr={lr}", 0, None, "finished", float(hidden == chosen) - lr, 1.0)
+        for hidden in ("[16]", "[32, 16]")
+        for lr in (0.001, 0.01, 0.1)
+    ]
+    table = pd.DataFrame([(*row, row[1] == f"model.hidden={chosen},training.lr=0.001") for row in tries])
+    rows = chosen_rows(table.set_axis(SELECTION_COLUMNS, axis=1))
+    (remark,) = rows[rows["chosen"]]["remark"]
+    assert remark == "training.lr at an end of what was tried: better values may lie beyond"
 
 
 DIGITS = DOCS / "critical_periods/critical_period_digits"

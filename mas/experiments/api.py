@@ -1,5 +1,6 @@
 """Experiments from Python: run a config, or load what a run has written, and get its tables and figures."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,8 +101,9 @@ def run(
 
     >>> run("configs/split_digits.yaml", {"seeds": 2}, output="runs/small").summary  # doctest: +SKIP
     """
-    given = [f"{key}={value}" for key, value in changes.items()] if isinstance(changes, Mapping) else changes
-    loaded = load_config(config, given, Path(data) if data else None)
+    if isinstance(changes, Mapping):
+        changes = [f"{key}={json.dumps(value, default=str)}" for key, value in changes.items()]
+    loaded = load_config(config, changes, Path(data) if data else None)
     outcome = run_experiment(loaded, Path(output), workers, progress)
     made = Run(Path(output), loaded, outcome.results, tuple(outcome.failed))
     if outcome.results.records:

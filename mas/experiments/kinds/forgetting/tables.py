@@ -15,7 +15,6 @@ from mas.experiments.results import Results, Tried
 from mas.experiments.tables import results_table
 from mas.experiments.traces import probes_table, trace_table
 
-
 SELECTION_COLUMNS = ["strategy", "value", "seed", "experience", "status", "ACC", "seconds", "chosen"]
 
 
