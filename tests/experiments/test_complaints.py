@@ -5,7 +5,6 @@ import inspect
 import re
 
 import pytest
-from mas.experiments.config.load import load_config
 
 from mas.experiments.config import complaints as module
 from mas.experiments.config.complaints import complaints, models_at
@@ -13,6 +12,7 @@ from mas.experiments.config.schema import Selection, Training
 from mas.experiments.config.yaml_source import Source
 from mas.experiments.errors import UserError
 from mas.experiments.kinds.critical_period.config import Trace, Window
+from mas.experiments.read_config import load_config
 from mas.experiments.registry import KINDS
 from mas.strategies import PROBES, STRATEGIES
 

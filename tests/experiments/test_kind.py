@@ -9,17 +9,18 @@ from typing import Annotated, Literal
 import pandas as pd
 import pytest
 import yaml
-from mas.experiments.config.load import load_config
 from pydantic import Field
 from typer.testing import CliRunner
 
 import mas.experiments
+from mas.annotations import Positive
 from mas.cli import app
 from mas.experiments.cell import settings_for
-from mas.experiments.config.schema import STRATEGY_MODELS, Experiment, Positive, WholeStream
+from mas.experiments.config.schema import STRATEGY_MODELS, Experiment, WholeStream
 from mas.experiments.errors import UserError
 from mas.experiments.kind import Kind, PlannedRun
 from mas.experiments.plan import Plan
+from mas.experiments.read_config import load_config
 from mas.experiments.registry import KINDS, kind_of
 from mas.experiments.report.drawing import blank
 from mas.experiments.report.sections import Headline, Page, Section, Table

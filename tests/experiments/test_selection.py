@@ -7,8 +7,6 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from mas.experiments.config.load import load_config
-from mas.experiments.report.write import write_report
 
 from mas.benchmarks import split
 from mas.experiments import training
@@ -19,7 +17,9 @@ from mas.experiments.config.search import Choice, Search, candidates
 from mas.experiments.continual import penalty_of, tune
 from mas.experiments.errors import UserError
 from mas.experiments.plan import Plan
+from mas.experiments.read_config import load_config
 from mas.experiments.record import StrengthTry
+from mas.experiments.reporting import write_report
 from mas.experiments.results import Tried, best
 from mas.experiments.runner import read_results, run_experiment
 from mas.experiments.seeds import stream_seed
@@ -260,7 +260,7 @@ def test_values_with_a_slash_keep_their_cells_in_the_folder(tmp_path, monkeypatc
     for cell in Plan(config).trying_cells():
         Store(tmp_path / "r").save(cell, made_up().outcome)
         assert Store(tmp_path / "r").read(cell) is not None
-    files = [path for path in tmp_path.rglob("*.json")]
+    files = list(tmp_path.rglob("*.json"))
     assert {path.parent for path in files} == {tmp_path / "r" / "cells"}
     assert len(files) == 4
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mas.experiments.config.load import load_config
 from torch import nn
 
 from mas.experiments.build import build_benchmark, build_strategy, model_for
@@ -14,6 +13,7 @@ from mas.experiments.config.schema import SCHEDULE_MODELS
 from mas.experiments.errors import UserError
 from mas.experiments.losses import LOSSES, cross_entropy, multi_margin, squared_error
 from mas.experiments.optimizers import OPTIMIZERS
+from mas.experiments.read_config import load_config
 from mas.experiments.schedules import TORCH_SCHEDULES
 from mas.experiments.seeds import stream_seed
 from mas.experiments.training import train_cell
