@@ -17,7 +17,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
 from mas.annotations import Count, NonNegative, Positive
-from mas.batches import Batch, Forward, labels_of, with_samples
+from mas.batches import Batch, Forward, count_correct, labels_of, with_samples
 from mas.finite import check_output, check_weights
 from mas.importance import Labels, fisher_importance
 from mas.information import accuracy_information_curve, fisher_trace, information_in_weights
@@ -188,7 +188,7 @@ def fisher_trace_probe(
     model: nn.Module, batches: Sequence[Batch], forward: Forward, labels: Labels = "exact"
 ) -> dict[str, float]:
     """Fisher trace of each layer, see `mas.fisher_trace`."""
-    return fisher_trace(model, batches, labels, forward)
+    return fisher_trace(model, batches, labels=labels, forward=forward)
 
 
 def information(
@@ -200,9 +200,8 @@ def information(
     labels: Labels = "exact",
 ) -> dict[str, float]:
     """Information in the weights of each layer, in nats, at β and prior; see `mas.information_in_weights`."""
-    return information_in_weights(
-        model, fisher_importance(model, batches, labels=labels, forward=forward), beta, prior_std
-    )
+    fisher = fisher_importance(model, batches, labels=labels, forward=forward)
+    return information_in_weights(model, fisher, beta, prior_std)
 
 
 def noise_curve(
@@ -215,7 +214,7 @@ def noise_curve(
 ) -> dict[str, float]:
     """Accuracy with the posterior's noise on the weights, and information, see `mas.accuracy_information_curve`."""
     fisher = fisher_importance(model, batches, forward=forward)
-    points = accuracy_information_curve(model, batches, fisher, betas, prior_std, draws, forward)
+    points = accuracy_information_curve(model, batches, fisher, betas, prior_std, draws=draws, forward=forward)
     nats = {f"information beta={p.beta:g}": p.information for p in points}
     return nats | {f"accuracy beta={p.beta:g}": p.accuracy for p in points}
 
@@ -224,22 +223,22 @@ def dormant_units_probe(
     model: nn.Module, batches: Sequence[Batch], forward: Forward, threshold: NonNegative = 0.025
 ) -> dict[str, float]:
     """Share of dormant units in each layer, see `mas.dormant_units`."""
-    return dormant_units(model, batches, threshold, forward)
+    return dormant_units(model, batches, threshold=threshold, forward=forward)
 
 
 def dead_units_probe(model: nn.Module, batches: Sequence[Batch], forward: Forward) -> dict[str, float]:
     """Share of dead units in each layer, see `mas.dead_units`."""
-    return dead_units(model, batches, forward)
+    return dead_units(model, batches, forward=forward)
 
 
 def effective_rank_probe(model: nn.Module, batches: Sequence[Batch], forward: Forward) -> float:
     """Effective rank of the features that the last layer is fed, see `mas.effective_rank`."""
-    return effective_rank(features(model, batches, forward))
+    return effective_rank(features(model, batches, forward=forward))
 
 
 def stable_rank_probe(model: nn.Module, batches: Sequence[Batch], forward: Forward) -> float:
     """Stable rank of the features that the last layer is fed, see `mas.stable_rank`."""
-    return stable_rank(features(model, batches, forward))
+    return stable_rank(features(model, batches, forward=forward))
 
 
 def mean_weight_probe(model: nn.Module, batches: Sequence[Batch], forward: Forward) -> float:
@@ -256,7 +255,7 @@ def trainability_probe(
     model: nn.Module, batches: Sequence[Batch], forward: Forward, steps: Count = 100, lr: Positive = 0.01
 ) -> float:
     """Loss after some steps on random labels, on a copy, see `mas.trainability`."""
-    return trainability(model, batches, steps, lr, forward)
+    return trainability(model, batches, steps=steps, lr=lr, forward=forward)
 
 
 PROBES: dict[str, Callable[..., float | Mapping[str, float]]] = {
@@ -284,7 +283,7 @@ def _answers(model: nn.Module, batches: Sequence[Batch], forward: Forward) -> tu
         for batch in with_samples(batches):
             output, y = forward(model, batch), labels_of(batch, "this probe")
             check_output(output)
-            right += int((output.argmax(1) == y).sum())
+            right += count_correct(output, y)
             total += float(F.cross_entropy(output.double(), y, reduction="sum"))
             seen += len(y)
     if not seen:
