@@ -1,8 +1,8 @@
-"""Who forgets what: every score is derived from one accuracy matrix.
+"""Continual-learning scores, all derived from one accuracy matrix.
 
-``R[t, i]`` is the accuracy on experience i after training through experience t, both from 0;
-``untrained[i]`` that of the network before any training. NaN stands for "not measured": joint
-training has only its last row. A score that needs what was not measured is NaN.
+``R[t, i]`` is the accuracy on experience i after training through experience t, both counted
+from 0; ``untrained[i]`` is the accuracy before any training. NaN means "not measured": joint
+training has only the last row. A score that depends on a missing value is NaN.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,17 @@ Matrix = npt.NDArray[np.float64]
 
 
 def forgetting_scores(
-    accuracy: npt.ArrayLike, untrained: npt.ArrayLike | None = None, reference: npt.ArrayLike | None = None
+    accuracy: npt.ArrayLike,
+    untrained: npt.ArrayLike | None = None,
+    reference: npt.ArrayLike | None = None,
 ) -> dict[str, float]:
-    """Derive all scores from an accuracy matrix.
+    """Return all scores of an accuracy matrix.
 
     Args:
         accuracy: R, shape (T, T), values from 0 to 1 or NaN.
         untrained: accuracy before training, shape (T,); without it FWT is NaN.
-        reference: a*, accuracy on each experience of a network that was trained on all data up to
-            it, or on all data, shape (T,); without it intransigence is NaN.
+        reference: a*, accuracy on each experience of a network trained on all data up to it, or on
+            all data, shape (T,); without it intransigence is NaN.
 
     Returns:
         Score by name, in the unit of R: ``ACC`` mean_i R[T,i]; ``forgetting`` mean over i < T of
@@ -31,7 +33,7 @@ def forgetting_scores(
         ``intransigence`` mean_i a*[i] − R[i,i].
 
     Raises:
-        ValueError: R is not square, or the shapes disagree.
+        ValueError: R is not square, or the shapes do not match.
 
     Source: Lopez-Paz & Ranzato 2017 (ACC, BWT, FWT); Chaudhry et al. 2018 (forgetting,
     intransigence); Riemer et al. 2019 (learning accuracy).
@@ -48,7 +50,10 @@ def forgetting_scores(
         )
     before = _vector("untrained", untrained, len(matrix))
     best = _vector("reference", reference, len(matrix))
-    return {name: float(score(matrix, before, best)) for name, score in _SCORES.items()}
+    scores = {}
+    for name, score in _SCORES.items():
+        scores[name] = float(score(matrix, before, best))
+    return scores
 
 
 def _acc(matrix: Matrix, untrained: Matrix, reference: Matrix) -> float:
@@ -58,15 +63,23 @@ def _acc(matrix: Matrix, untrained: Matrix, reference: Matrix) -> float:
 def _forgetting(matrix: Matrix, untrained: Matrix, reference: Matrix) -> float:
     if len(matrix) == 1:
         return np.nan
-    return float((matrix[:-1, :-1].max(axis=0) - matrix[-1, :-1]).mean())
+    best_before = matrix[:-1, :-1].max(axis=0)
+    at_end = matrix[-1, :-1]
+    return float((best_before - at_end).mean())
 
 
 def _bwt(matrix: Matrix, untrained: Matrix, reference: Matrix) -> float:
-    return (matrix[-1] - matrix.diagonal())[:-1].mean() if len(matrix) > 1 else np.nan
+    if len(matrix) == 1:
+        return np.nan
+    change = matrix[-1] - matrix.diagonal()
+    return float(change[:-1].mean())
 
 
 def _fwt(matrix: Matrix, untrained: Matrix, reference: Matrix) -> float:
-    return (matrix.diagonal(1) - untrained[1:]).mean() if len(matrix) > 1 else np.nan
+    if len(matrix) == 1:
+        return np.nan
+    before_training_on = matrix.diagonal(1)
+    return float((before_training_on - untrained[1:]).mean())
 
 
 def _learning(matrix: Matrix, untrained: Matrix, reference: Matrix) -> float:
@@ -78,8 +91,14 @@ def _intransigence(matrix: Matrix, untrained: Matrix, reference: Matrix) -> floa
 
 
 def _vector(name: str, values: npt.ArrayLike | None, size: int) -> Matrix:
-    """Give one number per experience; NaN where none are given."""
-    vector = np.full(size, np.nan) if values is None else np.asarray(values, dtype=np.float64)
+    """Return one number per experience; NaN if ``values`` is None.
+
+    Raises:
+        ValueError: their number is not ``size``.
+    """
+    if values is None:
+        return np.full(size, np.nan)
+    vector = np.asarray(values, dtype=np.float64)
     if vector.shape != (size,):
         raise ValueError(f"{name} has shape {vector.shape}; the matrix needs ({size},)")
     return vector

@@ -1,12 +1,13 @@
-"""How well a network can still learn: units that are asleep, the rank of its features, a fresh task.
+"""Measures of plasticity: dormant units, the rank of the features, the loss on a new task.
 
-Each function takes a model and batches, leaves both as they were, and gives plain numbers: a probe
-for any training loop. Batches of size 0 are skipped. A network that has diverged raises
-FloatingPointError: a weight, an output or what is measured is NaN or infinite.
+Each function takes a model and batches, changes neither, and returns plain numbers, so that it can
+be used in any training loop. Batches of size 0 are skipped. All functions raise FloatingPointError
+for a network that has diverged: a weight, an output or the result is NaN or infinite.
 """
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -22,58 +23,71 @@ from mas.batches import Batch, Forward, batch_size, labels_of, run_forward, with
 from mas.finite import check_finite, check_output, check_weights
 from mas.importance import last_layer
 from mas.local import ACTIVATIONS
+from mas.recording import Function
 from mas.state import named_parameters, preserving_state, unwrap_model
 
 Loss = Callable[[Any, Tensor], Tensor]
 
 
 class UnitActivity(NamedTuple):
-    """What the units of one activation function did over a data set, each tensor of shape (units,)."""
+    """Activity |h| of the units of one activation function over a data set; each tensor has shape (units,)."""
 
-    mean: Tensor  # mean over samples and positions of |h|
-    largest: Tensor  # greatest |h|
+    mean: Tensor  # over samples and positions
+    largest: Tensor
 
 
 def unit_activity(
-    model: nn.Module, batches: Iterable[Batch], forward: Forward | None = None
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    forward: Forward | None = None,
 ) -> dict[str, UnitActivity]:
-    """Watch what every elementwise activation function (ReLU, GELU, tanh, ...) gives.
+    """Return the activity of the units of every elementwise activation function (ReLU, GELU, tanh, ...).
 
     Args:
-        model: any; activations may be modules or function calls.
-        batches: as for `mas.mas_importance`; gone through once.
-        forward: ``forward(model, batch)`` runs it where ``model(x)`` would not.
+        model: any module; activations may be modules or function calls.
+        batches: as for `mas.mas_importance`; iterated over once.
+        forward: ``forward(model, batch)`` returns the output; by default ``model(x)``.
 
     Returns:
-        By the name of the module that calls the function, in the order of the calls (``#2`` for the
-        second call of one module). A unit is a channel: axis 1 of what a convolution's activation
-        gives, the last axis otherwise.
+        Activity by the name of the module that calls the function, in the order of the calls
+        (``#2`` for the second call of one module). A unit is a channel: axis 1 of a convolution's
+        activation, the last axis otherwise.
 
     Raises:
         ValueError: no sample, or the model calls no such function.
         FloatingPointError: a weight, an activation or the output is not finite.
     """
-    watch, seen = _Watch(), False
+    run = forward or run_forward
+    recorder = _ActivityRecorder()
+    has_samples = False
     check_weights(model)
     with preserving_state(model), torch.no_grad():
+        inner = unwrap_model(model)
         for batch in with_samples(batches):
-            seen = True
-            with _named_calls(unwrap_model(model), watch), watch:
-                output = (forward or run_forward)(unwrap_model(model), batch)
+            has_samples = True
+            with _named_calls(inner, recorder), recorder:
+                output = run(inner, batch)
             check_output(output)
-    if not seen:
+    if not has_samples:
         raise ValueError("batches gave no sample; give a data loader or a list of batches")
-    if not watch.sums:
+    if not recorder.sums:
         raise ValueError("saw no elementwise activation function (ReLU, GELU, tanh, ...); there are no units to watch")
-    for name, largest in watch.largest.items():
+    activity = {}
+    for name, largest in recorder.largest.items():
         check_finite(largest, f"the activation of {name!r}")
-    return {name: UnitActivity(watch.sums[name] / watch.counts[name], watch.largest[name]) for name in watch.sums}
+        activity[name] = UnitActivity(mean=recorder.sums[name] / recorder.counts[name], largest=largest)
+    return activity
 
 
 def dormant_units(
-    model: nn.Module, batches: Iterable[Batch], threshold: float = 0.025, forward: Forward | None = None
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    threshold: float = 0.025,
+    forward: Forward | None = None,
 ) -> dict[str, float]:
-    """Share of units in each layer whose mean |h| is at most ``threshold`` times the layer's mean, from 0 to 1.
+    """Return each layer's fraction of units whose mean |h| is at most ``threshold`` times the layer's mean.
 
     Args:
         model, batches, forward: as for `unit_activity`.
@@ -91,56 +105,78 @@ def dormant_units(
     """
     if not threshold >= 0:
         raise ValueError(f"threshold is {threshold}; give a number of at least 0")
-    activity = unit_activity(model, batches, forward)
-    return {name: _share(own.mean <= threshold * own.mean.mean()) for name, own in activity.items()}
+    activity = unit_activity(model, batches, forward=forward)
+    fractions = {}
+    for name, units in activity.items():
+        is_dormant = units.mean <= threshold * units.mean.mean()
+        fractions[name] = _fraction(is_dormant)
+    return fractions
 
 
-def dead_units(model: nn.Module, batches: Iterable[Batch], forward: Forward | None = None) -> dict[str, float]:
-    """Share of units in each layer that give 0 for every sample, from 0 to 1.
+def dead_units(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    forward: Forward | None = None,
+) -> dict[str, float]:
+    """Return each layer's fraction of units that are 0 for every sample.
 
     Args and raises: as `unit_activity`.
     """
-    return {name: _share(own.largest == 0) for name, own in unit_activity(model, batches, forward).items()}
+    activity = unit_activity(model, batches, forward=forward)
+    return {name: _fraction(units.largest == 0) for name, units in activity.items()}
 
 
-def features(model: nn.Module, batches: Sequence[Batch], forward: Forward | None = None) -> Tensor:
-    """Give what the last layer is fed, for each sample: shape (N, D), positions taken for features.
+def features(model: nn.Module, batches: Sequence[Batch], *, forward: Forward | None = None) -> Tensor:
+    """Return the input of the last layer for each sample, shape (N, D); axes after the first are flattened.
 
     Args:
-        model: whose last layer, the classifier or a head, is a module called with a tensor.
-        batches, forward: as for `unit_activity`; the first is gone through twice.
+        model: its last layer, the classifier or a head, must be a module called with a tensor.
+        batches, forward: as for `unit_activity`; the model is run twice on the first batch.
 
     Raises:
         ValueError: no sample, or the model has no such layer.
         FloatingPointError: a weight, a feature or the output is not finite.
     """
+    run = forward or run_forward
     batches = list(with_samples(batches))
     check_weights(model)
     if not batches:
         raise ValueError("batches gave no sample; give a list of batches")
-    names = last_layer(model, batches[0], forward)
-    owners = {name.rpartition(".")[0] for name in names}
-    if len(owners) != 1:
-        raise ValueError("found no last layer with parameters of its own; the rank of its input cannot be told")
-    found: list[Tensor] = []
-    module = unwrap_model(model).get_submodule(owners.pop())
-    hook = module.register_forward_pre_hook(lambda m, args: found.append(args[0].detach().flatten(1)))
+    inputs: list[Tensor] = []
+
+    def record_input(module: nn.Module, args: tuple[Any, ...]) -> None:
+        inputs.append(args[0].detach().flatten(1))
+
+    hook = _last_module(model, batches[0], run).register_forward_pre_hook(record_input)
     try:
         with preserving_state(model), torch.no_grad():
             for batch in batches:
-                check_output((forward or run_forward)(unwrap_model(model), batch))
+                output = run(unwrap_model(model), batch)
+                check_output(output)
     finally:
         hook.remove()
-    matrix = torch.cat(found)
+    matrix = torch.cat(inputs)
     check_finite(matrix, "the feature matrix")
     return matrix
 
 
+def _last_module(model: nn.Module, batch: Batch, run: Forward) -> nn.Module:
+    """Return the module with parameters that is called last."""
+    names = last_layer(model, batch, forward=run)
+    owners = {name.rpartition(".")[0] for name in names}
+    if len(owners) != 1:
+        raise ValueError("found no last layer with parameters of its own; the rank of its input cannot be told")
+    return unwrap_model(model).get_submodule(owners.pop())
+
+
 def effective_rank(matrix: Tensor) -> float:
-    """Effective rank of a matrix, exp(−Σ p_i log p_i), p the singular values' shares: from 1 to the rank; 0 of zeros.
+    """Return the effective rank of a matrix, exp(−Σ p_i log p_i) with p_i = σ_i / Σ σ, σ the singular values.
+
+    It lies between 1 and the rank; 0 for a matrix of zeros.
 
     Raises:
-        ValueError: no matrix.
+        ValueError: ``matrix`` does not have two axes.
         FloatingPointError: a value is not finite.
 
     Source: Roy and Vetterli 2007.
@@ -148,27 +184,35 @@ def effective_rank(matrix: Tensor) -> float:
     >>> round(effective_rank(torch.eye(3)), 6)
     3.0
     """
-    singular = _singular(matrix)
-    if not singular.sum() > 0:
+    values = _singular_values(matrix)
+    if not values.sum() > 0:
         return 0.0
-    shares = singular / singular.sum()
-    return float(torch.exp(-torch.special.xlogy(shares, shares).sum()))
+    p = values / values.sum()
+    entropy = -torch.special.xlogy(p, p).sum()
+    return float(torch.exp(entropy))
 
 
 def stable_rank(matrix: Tensor) -> float:
-    """Stable rank of a matrix, ‖A‖²_F / ‖A‖²₂: from 1 to the rank; 0 of zeros; raises as `effective_rank`.
+    """Return the stable rank of a matrix, ‖A‖²_F / ‖A‖²₂.
+
+    It lies between 1 and the rank; 0 for a matrix of zeros.
+
+    Raises:
+        ValueError, FloatingPointError: as `effective_rank`.
 
     Source: Rudelson and Vershynin 2007.
 
     >>> round(stable_rank(torch.diag(torch.tensor([2.0, 1.0]))), 6)
     1.25
     """
-    squares = _singular(matrix).square()
-    return float(squares.sum() / squares.max()) if squares.sum() > 0 else 0.0
+    squares = _singular_values(matrix).square()
+    if not squares.sum() > 0:
+        return 0.0
+    return float(squares.sum() / squares.max())
 
 
 def mean_weight(model: nn.Module) -> float:
-    """Mean of |w| over all parameters that are trained.
+    """Return the mean of |w| over all parameters that require a gradient.
 
     Raises:
         ValueError: the model has none.
@@ -178,40 +222,52 @@ def mean_weight(model: nn.Module) -> float:
     weights = [p.detach().double() for p in named_parameters(model).values() if p.requires_grad]
     if not weights:
         raise ValueError("the model has no parameter that requires a gradient")
-    return float(sum(w.abs().sum() for w in weights) / sum(w.numel() for w in weights))
+    total = sum(weight.abs().sum() for weight in weights)
+    count = sum(weight.numel() for weight in weights)
+    return float(total / count)
 
 
 def gradient_norm(
-    model: nn.Module, batches: Iterable[Batch], loss: Loss = F.cross_entropy, forward: Forward | None = None
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    loss: Loss = F.cross_entropy,
+    forward: Forward | None = None,
 ) -> float:
-    """Norm of the gradient of the mean loss over all samples, in eval mode, over all trained parameters.
+    """Return the norm of the gradient of the mean loss over all samples, in eval mode.
+
+    The gradient is that of all parameters that require one.
 
     Args:
         model, forward: as for `unit_activity`.
         batches: of ``(x, y, ...)``.
-        loss: ``loss(output, y)`` gives the mean over a batch.
+        loss: ``loss(output, y)`` returns the mean over a batch.
 
     Raises:
         ValueError: no sample, or batches without labels.
         FloatingPointError: a weight, the output, the loss or the gradient is not finite.
     """
+    run = forward or run_forward
     check_weights(model)
     params = [p for p in named_parameters(model).values() if p.requires_grad]
-    total, count = [torch.zeros_like(p, dtype=torch.float64, requires_grad=False) for p in params], 0
+    totals = [torch.zeros_like(p, dtype=torch.float64, requires_grad=False) for p in params]
+    count = 0
     with preserving_state(model), torch.enable_grad():
         for batch in with_samples(batches):
             size = batch_size(batch)
-            output = (forward or run_forward)(unwrap_model(model), batch)
+            output = run(unwrap_model(model), batch)
             check_output(output)
             value = loss(output, labels_of(batch, "the loss"))
             check_finite(value.detach(), "the loss")
-            for own, gradient in zip(total, torch.autograd.grad(value, params, allow_unused=True), strict=True):
+            gradients = torch.autograd.grad(value, params, allow_unused=True)
+            for total, gradient in zip(totals, gradients, strict=True):
                 if gradient is not None:
-                    own.add_(gradient.double(), alpha=size)
+                    total.add_(gradient.double(), alpha=size)
             count += size
     if not count:
         raise ValueError("batches gave no sample; give a data loader or a list of batches")
-    norm = sum(t.square().sum() for t in total).sqrt() / count  # type: ignore[union-attr]
+    squares = sum(total.square().sum() for total in totals)
+    norm = squares.sqrt() / count  # type: ignore[union-attr]
     check_finite(norm, "the gradient of the loss")
     return float(norm)
 
@@ -219,88 +275,111 @@ def gradient_norm(
 def trainability(
     model: nn.Module,
     batches: Sequence[Batch],
+    *,
     steps: int = 100,
     lr: float = 0.01,
     forward: Forward | None = None,
     generator: torch.Generator | None = None,
 ) -> float:
-    """Mean loss on a fresh task after ``steps`` steps of a copy: the inputs as given, the labels drawn at random.
+    """Return the mean loss of a copy of the model after ``steps`` steps on the inputs with random labels.
 
-    A network that has lost its plasticity is slow to fit even these. Each step is one of SGD with
-    momentum 0.9 on the next of the batches, over and over.
+    A network that has lost its plasticity fits such labels slowly. Each step is a step of SGD with
+    momentum 0.9 on one batch; the batches are used in turn.
 
-    User hooks on modules and parameters are not copied, so they never see the copy's passes. Hooks
-    of torch itself are copied, as they are part of the model: `torch.nn.utils.weight_norm`,
-    `spectral_norm` and `prune` work by them. A user hook that changes what the model computes has
-    no effect in the copy; write it as a module instead. Global hooks, such as those of
+    The user's hooks on modules and parameters are not copied, so they are not called for the copy.
+    Hooks of torch itself are copied, as they are part of the model: `torch.nn.utils.weight_norm`,
+    `spectral_norm` and `prune` use them. A user hook that changes the model's output has no effect
+    in the copy; write it as a module instead. Global hooks, such as those of
     `register_module_forward_hook`, are called for the copy too.
 
     Args:
-        model: a classifier, of which a copy is trained, in train mode.
+        model: a classifier; the copy is trained in train mode.
         batches: inputs, or tuples or lists that start with them.
-        steps: of the copy.
-        lr: its learning rate.
+        steps: number of training steps, at least 0.
+        lr: learning rate.
         forward: as for `unit_activity`.
-        generator: draws the labels, uniformly over the outputs, and what dropout and its like draw; by
-            default a fresh one, seeded 0.
+        generator: draws the labels, uniformly over the outputs, and seeds dropout and the like; by
+            default a new one, seeded 0.
 
     Returns:
         The cross-entropy over all batches after the last step, in eval mode, in nats.
 
     Raises:
         ValueError: no sample, or a number of steps below 0.
-        FloatingPointError: a weight or the output of the model is not finite, or the copy diverged in
-            its own steps: ``lr`` is too high for this network. A probe ends its cell as diverged in
-            both cases, and the reason says which it was: a value that is left out would bias means
-            over seeds.
+        FloatingPointError: a weight or the output of the model is not finite, or the copy diverged
+            during its steps, as ``lr`` is too high for this network; the message says which. A probe
+            ends its cell as diverged in both cases: omitting the value would bias means over seeds.
 
     Source: Lyle et al. 2023, Understanding Plasticity in Neural Networks (labels drawn at random).
     """
     if steps < 0:
         raise ValueError(f"steps is {steps}; give a number of at least 0")
-    run, batches = forward or run_forward, list(with_samples(batches))
+    run = forward or run_forward
+    batches = list(with_samples(batches))
     if not batches:
         raise ValueError("batches gave no sample; give a list of batches")
     check_weights(model)
     with preserving_state(model), torch.enable_grad():
-        pupil = _copy_without_hooks(unwrap_model(model)).requires_grad_(True)
+        trained = _copy_without_hooks(unwrap_model(model)).requires_grad_(True)
         generator = generator or torch.Generator().manual_seed(0)
-        labels = _random_labels(pupil, batches, run, generator)
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # the guard puts the stream back
-        _train(pupil.train(), batches, labels, steps, lr, run)
-        with torch.no_grad():
-            pupil.eval()
-            losses = [F.cross_entropy(run(pupil, b), y, reduction="sum") for b, y in zip(batches, labels, strict=True)]
-    found = float(sum(losses) / sum(len(y) for y in labels))
-    _check_copy(found, steps, lr)
-    return found
+        labels = _random_labels(trained, batches, run, generator)
+        seed = int(torch.randint(2**62, (), generator=generator))
+        torch.manual_seed(seed)  # `preserving_state` restores the global stream
+        _train(trained.train(), batches, labels, steps=steps, lr=lr, run=run)
+        loss = _mean_loss(trained.eval(), batches, labels, run)
+    _check_copy(loss, steps, lr)
+    return loss
 
 
 def _random_labels(
-    model: nn.Module, batches: Sequence[Batch], run: Forward, generator: torch.Generator
+    model: nn.Module,
+    batches: Sequence[Batch],
+    run: Forward,
+    generator: torch.Generator,
 ) -> list[Tensor]:
+    """Return labels for each batch, drawn uniformly over the model's outputs."""
     with torch.no_grad():
         output = run(model.eval(), batches[0])
     check_output(output)
-    sizes = [batch_size(batch) for batch in batches]
-    return [torch.randint(output.shape[1], (n,), generator=generator).to(output.device) for n in sizes]
+    classes = output.shape[1]
+    labels = []
+    for batch in batches:
+        drawn = torch.randint(classes, (batch_size(batch),), generator=generator)
+        labels.append(drawn.to(output.device))
+    return labels
 
 
 def _train(
-    model: nn.Module, batches: Sequence[Batch], labels: Sequence[Tensor], steps: int, lr: float, run: Forward
+    model: nn.Module,
+    batches: Sequence[Batch],
+    labels: Sequence[Tensor],
+    *,
+    steps: int,
+    lr: float,
+    run: Forward,
 ) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9)
     for step in range(steps):
-        which = step % len(batches)
+        i = step % len(batches)
         optimizer.zero_grad()
-        loss = F.cross_entropy(run(model, batches[which]), labels[which])
+        output = run(model, batches[i])
+        loss = F.cross_entropy(output, labels[i])
         _check_copy(float(loss.detach()), step, lr)
         loss.backward()
         optimizer.step()
 
 
+@torch.no_grad()
+def _mean_loss(model: nn.Module, batches: Sequence[Batch], labels: Sequence[Tensor], run: Forward) -> float:
+    losses = []
+    for batch, y in zip(batches, labels, strict=True):
+        losses.append(F.cross_entropy(run(model, batch), y, reduction="sum"))
+    count = sum(len(y) for y in labels)
+    return float(sum(losses) / count)
+
+
 def _check_copy(loss: float, steps: int, lr: float) -> None:
-    """Raise FloatingPointError if the loss of the copy is not finite after some steps."""
+    """Raise FloatingPointError if the copy's loss after some steps is not finite."""
     if math.isfinite(loss):
         return
     if steps:
@@ -310,104 +389,128 @@ def _check_copy(loss: float, steps: int, lr: float) -> None:
 
 def _copy_without_hooks(model: nn.Module) -> nn.Module:
     """Return a deep copy of ``model`` that keeps only the hooks of torch."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, object] = {}
     owned = {id(value) for module in model.modules() for value in (module, *vars(module).values())}
-    for _, hook in _own_hooks(model):
-        if id(hook) not in owned:
-            memo[id(hook)] = hook  # not copied: it may hold what cannot be, such as a file
+    for user_hook in _user_hooks(model):
+        if id(user_hook.hook) not in owned:
+            memo[id(user_hook.hook)] = user_hook.hook  # not copied: it may refer to a file or the like
     for module in model.modules():
         for value in tree_leaves(vars(module)):
-            if isinstance(value, Tensor) and not value.is_leaf:  # torch refuses to copy it
+            if isinstance(value, Tensor) and not value.is_leaf:  # `deepcopy` refuses it
                 memo[id(value)] = value.detach().clone()
     copied = copy.deepcopy(model, memo)
-    for remove, _ in list(_own_hooks(copied)):
-        remove()
+    for user_hook in list(_user_hooks(copied)):
+        del user_hook.registry[user_hook.key]
     return copied
 
 
-def _own_hooks(model: nn.Module) -> Iterator[tuple[Callable[[], Any], Any]]:
-    """Yield the hooks that do not belong to torch, each after a function that removes it."""
+class _UserHook(NamedTuple):
+    """A hook on a module that does not belong to torch."""
+
+    registry: dict[int, object]  # the module's hooks of one kind
+    key: int
+    hook: object
+
+
+def _user_hooks(model: nn.Module) -> Iterator[_UserHook]:
     for module in model.modules():
         for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-            hooks = getattr(module, kind)
-            for number, hook in hooks.items():
+            registry = getattr(module, kind)
+            for key, hook in registry.items():
                 if not _belongs_to_torch(hook):
-                    yield partial(hooks.pop, number), hook
+                    yield _UserHook(registry, key, hook)
 
 
-def _belongs_to_torch(hook: Any) -> bool:
-    """Tell whether a hook is part of the model, as those of weight norm, pruning and lazy modules are."""
+def _belongs_to_torch(hook: object) -> bool:
+    """Return whether a hook is part of the model, such as those of weight norm, pruning and lazy modules."""
     while isinstance(hook, partial):
         hook = hook.func
     module = getattr(hook, "__module__", None) or ""
-    utilities = [kind.__module__ for kind in type(hook).__mro__]  # a pruning method may be the user's subclass
-    return module.startswith("torch.") or any(name.startswith("torch.nn.utils.") for name in utilities)
+    if module.startswith("torch."):
+        return True
+    bases = type(hook).__mro__  # a pruning method may be the user's subclass
+    return any(base.__module__.startswith("torch.nn.utils.") for base in bases)
 
 
-class _Watch(TorchFunctionMode):
-    """Note what activation functions give, by the module that calls them."""
+class _ActivityRecorder(TorchFunctionMode):
+    """Record the outputs of activation functions, by the module that calls them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.modules: list[str] = []  # that are running, the innermost last
-        self.calls: dict[str, int] = {}  # in this forward pass
-        self.channels = -1  # the axis of units: that of the last layer's output
+        self.modules: list[str] = []  # those running now, the innermost last
+        self.calls: Counter[str] = Counter()  # of activation functions by each module, in this forward pass
+        self.channels = -1  # the axis of the units in the last layer's output
         self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
+        self.counts: Counter[str] = Counter()
         self.largest: dict[str, Tensor] = {}
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Function,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         output = func(*args, **(kwargs or {}))
-        if func in _AXES:
-            self.channels = _AXES[func]
+        if func in _CHANNEL_AXES:
+            self.channels = _CHANNEL_AXES[func]
         if func in ACTIVATIONS and isinstance(output, Tensor):
-            self._note(output)
+            self._record(output)
         return output
 
-    def enter(self, name: str, module: nn.Module, args: Any) -> None:
-        """Note that a module begins to run: a forward pre-hook."""
+    def enter(self, name: str, module: nn.Module, args: object) -> None:
+        """Record that a module begins to run: a forward pre-hook."""
         self.modules.append(name)
 
-    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Note that the innermost module ends: a forward hook. It returns None, as others replace the output."""
+    def leave(self, module: nn.Module, args: object, output: object) -> None:
+        """Record that the innermost module ends: a forward hook; returning None keeps the output."""
         self.modules.pop()
 
-    def _note(self, output: Tensor) -> None:
-        module = self.modules[-1] if self.modules and self.modules[-1] else "model"
-        self.calls[module] = self.calls.get(module, 0) + 1
-        name = module if self.calls[module] == 1 else f"{module}#{self.calls[module]}"
-        if not output.numel():  # such as an expert's that no token was sent to
+    def _record(self, output: Tensor) -> None:
+        name = self._call_name()
+        if not output.numel():  # such as that of an expert that gets no token
             return
         with torch._C.DisableTorchFunction():
-            size = output.detach().double().abs()
-            units = size.movedim(1 if self.channels == 1 and size.ndim > 2 else -1, 0).flatten(1)
+            activity = output.detach().double().abs()
+            axis = 1 if self.channels == 1 and activity.ndim > 2 else -1
+            units = activity.movedim(axis, 0).flatten(1)  # (units, samples and positions)
             zero = torch.zeros(len(units), dtype=units.dtype, device=units.device)
             self.sums[name] = self.sums.get(name, zero) + units.sum(1)
-            self.counts[name] = self.counts.get(name, 0) + units.shape[1]
+            self.counts[name] += units.shape[1]
             self.largest[name] = torch.maximum(self.largest.get(name, zero), units.amax(1))
+
+    def _call_name(self) -> str:
+        """Count a call of an activation function and return its name."""
+        module = self.modules[-1] if self.modules else ""
+        module = module or "model"
+        self.calls[module] += 1
+        count = self.calls[module]
+        return module if count == 1 else f"{module}#{count}"
 
 
 @contextmanager
-def _named_calls(model: nn.Module, watch: _Watch) -> Any:
-    """Tell ``watch`` which module is running."""
-    watch.calls = {}
+def _named_calls(model: nn.Module, recorder: _ActivityRecorder) -> Iterator[None]:
+    """Keep ``recorder.modules`` up to date during one forward pass."""
+    recorder.calls.clear()
     hooks = []
     for name, module in model.named_modules():
-        hooks.append(module.register_forward_pre_hook(partial(watch.enter, name)))
-        hooks.append(module.register_forward_hook(watch.leave, always_call=True))
+        enter = partial(recorder.enter, name)
+        hooks.append(module.register_forward_pre_hook(enter))
+        hooks.append(module.register_forward_hook(recorder.leave, always_call=True))
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-        watch.modules.clear()
+        recorder.modules.clear()
 
 
-def _share(which: Tensor) -> float:
-    return float(which.double().mean())
+def _fraction(condition: Tensor) -> float:
+    """Return the fraction of elements that are True."""
+    return float(condition.double().mean())
 
 
-def _singular(matrix: Tensor) -> Tensor:
+def _singular_values(matrix: Tensor) -> Tensor:
     if matrix.ndim != 2:
         raise ValueError(f"the rank is that of a matrix; got shape {tuple(matrix.shape)}")
     if not bool(matrix.isfinite().all()):
@@ -415,7 +518,8 @@ def _singular(matrix: Tensor) -> Tensor:
     return torch.linalg.svdvals(matrix.detach().double())
 
 
-_AXES: dict[Any, int] = {
+# functions of layers -> the axis of the channels in their output
+_CHANNEL_AXES: dict[Function, int] = {
     **dict.fromkeys((F.linear, torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__), -1),
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), 1),
     **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), 1),

@@ -19,7 +19,7 @@ from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 
 from mas.annotations import Count, NonNegative, Positive
-from mas.batches import Batch, Forward, labels_of, with_samples
+from mas.batches import Batch, Forward, count_correct, labels_of, with_samples
 from mas.finite import check_output, check_weights
 from mas.importance import Labels, fisher_importance
 from mas.information import accuracy_information_curve, fisher_trace, information_in_weights
@@ -314,7 +314,7 @@ def _predict(model: nn.Module, batches: Sequence[Batch], forward: Forward) -> _P
             output = forward(model, batch)
             y = labels_of(batch, "this probe")
             check_output(output)
-            counts.right += int((output.argmax(1) == y).sum())
+            counts.right += count_correct(output, y)
             counts.loss += float(F.cross_entropy(output.double(), y, reduction="sum"))
             counts.samples += len(y)
     if not counts.samples:

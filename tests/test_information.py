@@ -43,7 +43,7 @@ def data(n=12):
 @pytest.mark.parametrize("name", WHOLE)
 def test_law_1_the_trace_is_that_of_a_loop_over_samples_and_classes(name, labels):
     case = classify(make(name))
-    found = fisher_trace(case.model, [case.batch], labels, case.forward)
+    found = fisher_trace(case.model, [case.batch], labels=labels, forward=case.forward)
     loop = fisher_by_loop(case.model.eval(), case.batch, labels, case.forward)
     expected = {}
     for name_of, value in loop.items():
@@ -191,7 +191,7 @@ def test_the_curve_goes_from_knowing_all_to_knowing_nothing():
     assert all(a.information > b.information for a, b in itertools.pairwise(points))
     assert points[1].information == pytest.approx(sum(information_in_weights(model, fisher, 1e-3, PRIOR).values()))
     std = posterior_std(fisher, 1.0, PRIOR)
-    by_hand = accuracy_under_noise(model, batches, std, 5)
+    by_hand = accuracy_under_noise(model, batches, std, draws=5)
     assert (points[2].accuracy, points[2].accuracy_std) == pytest.approx((by_hand.mean().item(), by_hand.std().item()))
 
 
@@ -210,7 +210,7 @@ def under_noise(model, batches, forward=None):
 
 OVER_BATCHES = {
     "fisher_trace": lambda m, b, forward=None: fisher_trace(m, b, forward=forward),
-    "fisher_trace_empirical": lambda m, b, forward=None: fisher_trace(m, b, "empirical", forward),
+    "fisher_trace_empirical": lambda m, b, forward=None: fisher_trace(m, b, labels="empirical", forward=forward),
     "accuracy_information_curve": curve,
     "accuracy_under_noise": under_noise,
 }
@@ -253,7 +253,7 @@ def test_law_11_a_trace_or_noise_that_is_not_finite_is_a_blow_up():
     model = network()
     model[4].weight.data.fill_(1e200)
     with pytest.raises(FloatingPointError, match=r"trace of .* is inf|not finite"):
-        fisher_trace(model, data(), "empirical", lambda m, b: m(b[0]) * torch.tensor([1.0, 2.0, 3.0]))
+        fisher_trace(model, data(), labels="empirical", forward=lambda m, b: m(b[0]) * torch.tensor([1.0, 2.0, 3.0]))
     std = {"0.weight": torch.full((6, 4), math.inf).double()}
     with pytest.raises(FloatingPointError, match=r"output is not finite; .* noise on its weights is too large"):
         accuracy_under_noise(network(), data(), std)
@@ -360,7 +360,7 @@ def test_the_range_of_beta_and_prior_is_used_to_its_ends(beta, prior_std):
     "probe",
     [
         fisher_trace,
-        lambda m, b: fisher_trace(m, b, "sampled"),
+        lambda m, b: fisher_trace(m, b, labels="sampled"),
         lambda m, b: accuracy_information_curve(m, b, mas.fisher_importance(m, b), [0.1], 1.0, draws=2),
     ],
 )

@@ -94,7 +94,7 @@ def test_watching_leaves_the_models_output_as_it_is(make):
         assert isinstance(seen[-1], torch.Tensor)
         return seen[-1]
 
-    assert unit_activity(model, batches, run).keys() == unit_activity(model, batches).keys()
+    assert unit_activity(model, batches, forward=run).keys() == unit_activity(model, batches).keys()
     for (x, _), output in zip(batches, seen, strict=True):
         assert torch.equal(output, model.eval()(x))
 
@@ -126,7 +126,7 @@ def test_dormant_and_dead_units():
     mean = 3.96 / 4
     for threshold in (0.0, 0.05, 0.07, 1.0):
         expected = sum(h <= threshold * mean for h in (3, 0, 0.9, 0.06)) / 4
-        assert dormant_units(model, [torch.ones(2, 1)], threshold) == {"1": expected}
+        assert dormant_units(model, [torch.ones(2, 1)], threshold=threshold) == {"1": expected}
 
 
 def test_features_are_what_the_last_layer_is_fed():
@@ -163,7 +163,7 @@ def test_gradient_norm_is_that_of_the_mean_loss_over_all_samples():
     F.cross_entropy(model.eval()(x), y).backward()
     expected = torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()
     assert found == pytest.approx(expected, rel=1e-10)
-    squared = gradient_norm(model, [(x, torch.ones(17, 3).double())], nn.MSELoss())
+    squared = gradient_norm(model, [(x, torch.ones(17, 3).double())], loss=nn.MSELoss())
     assert squared != pytest.approx(expected)
 
 
@@ -317,7 +317,7 @@ def test_a_copy_that_diverges_is_told_from_a_network_that_did(steps):
     with pytest.raises(FloatingPointError, match=r"parameter '4.bias' has values that are not finite"):
         trainability(model, batches, steps=steps, lr=1e200)
     with pytest.raises(FloatingPointError, match="loss on random labels is inf before the first step"):
-        trainability(network(), batches, steps, forward=lambda m, b: m(b[0]) + torch.tensor([0, -torch.inf, 0]))
+        trainability(network(), batches, steps=steps, forward=lambda m, b: m(b[0]) + torch.tensor([0, -torch.inf, 0]))
 
 
 PROBES = {
@@ -391,15 +391,15 @@ def test_law_11_values_inside_that_are_not_finite_are_a_blow_up(name):
         PROBES[name](inside, [x])
     if name == "features":  # forward= may hide what the last layer gives
         with pytest.raises(FloatingPointError, match="the feature matrix has values that are not finite"):
-            features(inside, [x], lambda m, batch: m(batch).nan_to_num())
+            features(inside, [x], forward=lambda m, batch: m(batch).nan_to_num())
 
 
 def test_law_11_a_gradient_or_loss_that_is_not_finite_is_a_blow_up():
     model, batches = network(), data()
     with pytest.raises(FloatingPointError, match=r"^the loss has values that are not finite"):
-        gradient_norm(model, batches, lambda output, y: output.sum() * math.nan)
+        gradient_norm(model, batches, loss=lambda output, y: output.sum() * math.nan)
     with pytest.raises(FloatingPointError, match="the gradient of the loss has values that are not finite"):
-        gradient_norm(model, batches, lambda output, y: (output[0, 0] - output[0, 0].detach()).sqrt())
+        gradient_norm(model, batches, loss=lambda output, y: (output[0, 0] - output[0, 0].detach()).sqrt())
 
 
 def test_masked_classes_are_no_blow_up():
@@ -413,8 +413,8 @@ def test_masked_classes_are_no_blow_up():
     batches = [(x, y.clamp(max=1)) for x, y in batches]
     expected = gradient_norm(model, batches, forward=lambda m, b: m(b[0])[:, :2])
     assert gradient_norm(model, batches, forward=run) == pytest.approx(expected, rel=1e-12)
-    assert unit_activity(model, batches, run).keys() == {"2"}
-    assert torch.equal(features(model, batches, run), features(model, batches))
+    assert unit_activity(model, batches, forward=run).keys() == {"2"}
+    assert torch.equal(features(model, batches, forward=run), features(model, batches))
 
 
 def empty():
@@ -452,7 +452,9 @@ def test_no_sample_at_all_is_one_clear_error(name, batches):
 
 def test_batches_without_tensors_are_left_to_forward():
     words = ["one", "three"]
-    found = unit_activity(network(), [words], lambda m, b: m(torch.tensor([[float(len(w))] * 4 for w in b]).double()))
+    found = unit_activity(
+        network(), [words], forward=lambda m, b: m(torch.tensor([[float(len(w))] * 4 for w in b]).double())
+    )
     assert found.keys() == {"2"}
 
 
@@ -460,7 +462,7 @@ def test_batches_without_tensors_are_left_to_forward():
     ("call", "message"),
     [
         (lambda m, b: unit_activity(nn.Linear(4, 2).double(), b), "saw no elementwise activation function"),
-        (lambda m, b: dormant_units(m, b, -1.0), "threshold is -1.0; give a number of at least 0"),
+        (lambda m, b: dormant_units(m, b, threshold=-1.0), "threshold is -1.0; give a number of at least 0"),
         (lambda m, b: features(m, []), "batches gave no sample"),
         (lambda m, b: features(nn.ReLU(), b), "found no last layer"),
         (lambda m, b: effective_rank(torch.ones(3)), r"the rank is that of a matrix; got shape \(3,\)"),

@@ -100,7 +100,9 @@ def test_a_probe_says_what_the_plain_function_says(name):
     with torch.no_grad():
         output = model(x)
     curve = (
-        {} if name != "noise_curve" else mas.accuracy_information_curve(model, batches, fisher, [0.001, 0.1], 1.0, 2)
+        {}
+        if name != "noise_curve"
+        else mas.accuracy_information_curve(model, batches, fisher, [0.001, 0.1], 1.0, draws=2)
     )
     expected = {
         "accuracy": lambda: {"": (output.argmax(1) == y).double().mean()},
@@ -117,7 +119,7 @@ def test_a_probe_says_what_the_plain_function_says(name):
         "stable_rank": lambda: {"": mas.stable_rank(mas.features(model, batches))},
         "mean_weight": lambda: {"": mas.mean_weight(model)},
         "gradient_norm": lambda: {"": mas.gradient_norm(model, batches)},
-        "trainability": lambda: {"": mas.trainability(model, batches, 3)},
+        "trainability": lambda: {"": mas.trainability(model, batches, steps=3)},
     }[name]()
     assert {row.part: row.value for row in plugin.rows} == pytest.approx({k: float(v) for k, v in expected.items()})
     assert {(row.probe, row.experience, row.epoch, row.iteration) for row in plugin.rows} == {(name, 0, 2, 6)}

@@ -12,6 +12,7 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 
+from mas.batches import count_correct
 from mas.experiments.build import build_benchmark, build_strategy
 from mas.experiments.cell import THREADS, Cell, CellSettings
 from mas.experiments.continual import penalty_of, tune
@@ -156,7 +157,7 @@ class _Accuracies(SupervisedPlugin[Any]):
         output: Tensor = strategy.mb_output
         if not torch.isfinite(output).all():
             raise DivergedError("the network's output is not finite in evaluation")
-        self.right += int((output.argmax(1) == strategy.mb_y).sum())
+        self.right += count_correct(output, strategy.mb_y)
         self.seen += len(output)
 
     def after_eval_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
