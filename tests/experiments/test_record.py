@@ -113,11 +113,19 @@ def test_every_probes_settings_come_back(name):
 @pytest.mark.parametrize(
     ("place", "models", "options"),
     [
-        ("benchmark", STREAM_MODELS, {"stream": "rotated", "dataset": {"name": "image_folder", "path": "p", "size": 8}}),
+        (
+            "benchmark",
+            STREAM_MODELS,
+            {"stream": "rotated", "dataset": {"name": "image_folder", "path": "p", "size": 8}},
+        ),
         ("benchmark", STREAM_MODELS, {"stream": "sequence", "datasets": ["digits", {"name": "mnist"}]}),
         ("benchmark", STREAM_MODELS, {"stream": "deficit_then_clear", "deficit": {"name": "blur"}}),
         ("model", MODEL_MODELS, {"name": "torchvision", "model": "alexnet", "weights": "DEFAULT", "head": "growing"}),
-        ("model", MODEL_MODELS, {"name": "import", "function": "a.b:c", "width": 3, "names": ["x"], "deep": {"y": 1.5}}),
+        (
+            "model",
+            MODEL_MODELS,
+            {"name": "import", "function": "a.b:c", "width": 3, "names": ["x"], "deep": {"y": 1.5}},
+        ),
         ("deficit", SCHEDULED_DEFICIT_MODELS, {"name": "noise", "start": 1, "end": 3}),
         ("deficit", SCHEDULED_DEFICIT_MODELS, {"name": "import", "function": "a:b", "end": 3, "share": 0.5}),
         ("strategy", STRATEGY_MODELS, {"name": "mas", "lam": {"select": "continual", "start": 10.0, "decay": 0.1}}),

@@ -364,7 +364,9 @@ def test_what_is_no_device_is_refused(device, config_file):
         load_config(config_file, [f"training.device='{device}'"])
 
 
-@pytest.mark.parametrize(("cuda", "mps", "expected"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
 def test_auto_is_the_gpu_or_else_the_cpu(cuda, mps, expected, config_file, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)

@@ -73,7 +73,12 @@ def test_every_combination_is_a_candidate():
     searches = [Search(("strategies", 0, "a"), (1, 2)), Search(("training", "c"), ("p", "q"))]
     found = candidates(searches)
     assert [one.values for one in found] == [(1, "p"), (1, "q"), (2, "p"), (2, "q")]
-    assert [str(one) for one in found] == ["a=1,training.c=p", "a=1,training.c=q", "a=2,training.c=p", "a=2,training.c=q"]
+    assert [str(one) for one in found] == [
+        "a=1,training.c=p",
+        "a=1,training.c=q",
+        "a=2,training.c=p",
+        "a=2,training.c=q",
+    ]
     assert [str(one) for one in candidates([])] == [""]
 
 
@@ -150,7 +155,11 @@ def value_of(settings, path):
     [
         ("training.lr", "[0.1, 0.01]", [0.1, 0.01]),
         ("training.lr", "[1, 1e-3]", [1.0, 0.001]),
-        ("training.optimizer", "[sgd, {name: adamw, amsgrad: true}]", [{"name": "sgd"}, {"name": "adamw", "amsgrad": True}]),
+        (
+            "training.optimizer",
+            "[sgd, {name: adamw, amsgrad: true}]",
+            [{"name": "sgd"}, {"name": "adamw", "amsgrad": True}],
+        ),
         ("training.batch_size", "[32, 128]", [32, 128]),
         ("training.epochs", "[1, 2]", [1, 2]),
         ("training.schedule", "[{name: step}, {name: StepLR, step_size: 2}]", None),
@@ -278,7 +287,10 @@ deficit: {{name: blur}}
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("training.lr={select: [0.1]}", r"training\.lr\.select: found \[0\.1\]; allowed: a list of at least two values$"),
+        (
+            "training.lr={select: [0.1]}",
+            r"training\.lr\.select: found \[0\.1\]; allowed: a list of at least two values$",
+        ),
         ("training.lr={select: [0.1, 0.1]}", r"found \[0\.1, 0\.1\]; allowed: values to choose from, each once$"),
         ("training.lr={select: 0.1}", r"training\.lr\.select: found 0\.1; allowed: a list of values$"),
         ("training.lr={select: continual}", r"training\.lr\.select: found 'continual'; allowed: a list of values$"),
@@ -286,7 +298,10 @@ deficit: {{name: blur}}
         ("training.lr={select: [0.1, -1]}", r"training\.lr\.select\[1\]: found -1; allowed: greater than 0$"),
         ("training.lr={select: [0.1, fast]}", r"training\.lr\.select\[1\]: found 'fast'; allowed: "),
         ("model.hidden={select: [[8], [0]]}", r"model\.hidden\.select\[1\]\[0\]: found 0; allowed: greater than 0$"),
-        ("benchmark.scenario={select: [task, domian]}", r"scenario\.select\[1\]: found 'domian', did you mean 'domain'"),
+        (
+            "benchmark.scenario={select: [task, domian]}",
+            r"scenario\.select\[1\]: found 'domian', did you mean 'domain'",
+        ),
         ("benchmark.experiences={select: [2, 20]}", r"benchmark(\.experiences)?.*: .*20"),
         ("model={select: [{name: mlp}, {name: vit_tiny, patch: 5}]}", r"model.*: patch is 5; images of 8x8 need one"),
         ("benchmark.validation=0.1", r"benchmark\.validation: .*holds out data by selection\.validation"),

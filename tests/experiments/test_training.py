@@ -35,8 +35,6 @@ def cell_trained_with(**training):
     return first_cell("naive", training={"epochs": 2, "batch_size": 64, "lr": 0.01} | training)
 
 
-
-
 def weights_by_strategy(cell):
     """Return the initial weights, the batches of the first experience and the weights after it."""
     benchmark = build_benchmark(cell.settings, cell.seed)
