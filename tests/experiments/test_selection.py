@@ -260,7 +260,7 @@ def test_values_with_a_slash_keep_their_cells_in_the_folder(tmp_path, monkeypatc
     for cell in Plan(config).trying_cells():
         Store(tmp_path / "r").save(cell, made_up().outcome)
         assert Store(tmp_path / "r").read(cell) is not None
-    files = [path for path in tmp_path.rglob("*.json")]
+    files = list(tmp_path.rglob("*.json"))
     assert {path.parent for path in files} == {tmp_path / "r" / "cells"}
     assert len(files) == 4
 
