@@ -2,7 +2,9 @@
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 IMPORT = "import"
@@ -18,7 +20,7 @@ def import_function(path: str) -> Callable[..., Any]:
     module, _, name = path.partition(":")
     try:
         found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    except Exception as error:  # the user's module may raise anything
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
         cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(
             f"function is {path!r}; expected package.module:name that can be imported ({cause})"
@@ -26,6 +28,20 @@ def import_function(path: str) -> Callable[..., Any]:
     if not callable(found):
         raise ValueError(f"function is {path!r}, which is a {type(found).__name__}; expected a function or a class")
     return found
+
+
+def check_origin(path: str, folder: Path) -> None:
+    """Raise ValueError if another module of the same name hides the one in a folder.
+
+    Args:
+        path: of a function that was imported, ``package.module:name``.
+        folder: that may hold the package or module.
+    """
+    name = path.partition(":")[0].partition(".")[0]
+    beside = [file for file in (folder / f"{name}.py", folder / name / "__init__.py") if file.is_file()]
+    found = getattr(sys.modules.get(name), "__file__", None)
+    if beside and found and Path(found).resolve() != beside[0].resolve():
+        raise ValueError(f"function is {path!r}, and {found} hides {beside[0]}, of the same name; rename yours")
 
 
 def check_options(function: Callable[..., Any], options: Mapping[str, Any], given: Iterable[str], path: str) -> None:

@@ -25,7 +25,7 @@ from mas.experiments.config.yaml_source import Key, Source, nearest
 from mas.experiments.errors import UserError
 from mas.experiments.kind import Kind
 from mas.experiments.options import ImportedOptions
-from mas.imports import IMPORT
+from mas.imports import IMPORT, check_origin
 from mas.strategies.measured_data import by_task_labels
 
 
@@ -64,6 +64,8 @@ def _check_imports(config: Experiment, source: Source) -> None:
     for place, options in parts_of(config, ImportedOptions):
         with _said_at(source, place):
             options.check()
+            if source.path is not None:
+                check_origin(options.function, source.path.parent)
 
 
 def _try_benchmark(kind: Kind[Any], config: Experiment, source: Source) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 from dataclasses import fields, replace
 
 import pytest
@@ -99,6 +100,19 @@ def test_every_strategys_settings_come_back(name):
     settings = settings_of(name)
     assert settings_again(settings) == settings
     assert type(settings_again(settings).strategy) is STRATEGY_MODELS[name]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_law_9_every_strategys_cell_travels_to_a_worker(name):
+    cell = first_cell(name, training={"optimizer": {"name": "adamw", "betas": [0.8, 0.9]}, "lr": 0.1 + 0.2})
+    assert pickle.loads(pickle.dumps(cell)) == cell  # noqa: S301 - our own bytes
+
+
+def test_law_9_what_is_set_to_none_travels_as_none():
+    """In a file it is left out; to a worker everything goes."""
+    selection = SelectionMade(validation=0.1, options={"max_samples": [None, 3]})
+    cell = Cell("mas", 0, settings_of("mas").model_copy(update={"selection": selection}))
+    assert pickle.loads(pickle.dumps(cell)) == cell  # noqa: S301 - our own bytes
 
 
 @pytest.mark.parametrize("name", PROBES)
