@@ -211,7 +211,7 @@ def trained(deficit=None, start=0, end=1, experiences=1, epochs=4, seed=0):
     watch = _Watch()
     strategy.plugins.append(watch)
     if deficit:
-        strategy.plugins.insert(0, DeficitPlugin(deficit, start, end, seed))
+        strategy.plugins.insert(0, DeficitPlugin(deficit, start, end, seed=seed))
     for _ in range(experiences):
         strategy.train(stream[0])
     return watch.seen

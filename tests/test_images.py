@@ -178,7 +178,7 @@ def test_data_of_another_kind_beside_ours():
 
 @pytest.mark.parametrize("build", [ClassBalancedBuffer, ExperienceBalancedBuffer, ReservoirSamplingBuffer])
 def test_replay_buffers_of_every_kind(build):
-    benchmark = split("digits", 5, "class", class_order="fixed")
+    benchmark = split("digits", 5, scenario="class", class_order="fixed")
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     plugin = ReplayPlugin(30, storage_policy=build(30))
     strategy = Naive(
@@ -202,9 +202,9 @@ def test_images_are_kept_on_the_device_where_they_fit():
     datasets = [e.dataset for stream in benchmark.streams.values() for e in stream]
     own = {id(p): p.nbytes for d in datasets for p in [d._flat_data._datasets[0].pixels]}
     size = sum(own.values())
-    keep_on_device(benchmark, "meta", 2 * size - 1)
+    keep_on_device(benchmark, "meta", free=2 * size - 1)
     assert {d._flat_data._datasets[0].pixels.device.type for d in datasets} == {"cpu"}
-    keep_on_device(benchmark, "meta", 2 * size)
+    keep_on_device(benchmark, "meta", free=2 * size)
     found = [d._flat_data._datasets[0] for d in datasets]
     assert {image.pixels.device.type for image in found} == {"meta"}
     assert {image.scale[0].device.type for image in found} == {"meta"}

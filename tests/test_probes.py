@@ -282,7 +282,7 @@ def test_log_spacing_is_even_in_the_logarithm():
 
 
 def test_each_experience_is_looked_at_from_its_beginning_on_its_own_data():
-    stream = split("digits", 5, "task", normalize=False)
+    stream = split("digits", 5, scenario="task", normalize=False)
     model = built_mlp(stream, 8)
     plugin = ProbePlugin({"accuracy": PROBES["accuracy"], "rank": PROBES["effective_rank"]}, "test")
     strategy = built_strategy(Naive, model, TRAINING)
@@ -347,7 +347,7 @@ def test_avalanches_own_strategies_take_probes():
     ids=["test", "train", "function"],
 )
 def test_joint_training_is_looked_at_on_all_that_it_learns(data, view):
-    stream, seen = split("digits", 5, "domain"), []
+    stream, seen = split("digits", 5, scenario="domain"), []
 
     def note(model, batches, forward):
         seen.append(torch.cat([batch[0] for batch in batches]))
@@ -363,7 +363,7 @@ def test_joint_training_is_looked_at_on_all_that_it_learns(data, view):
 
 
 def test_data_of_joint_tasks_need_their_labels():
-    stream = split("digits", 5, "task")
+    stream = split("digits", 5, scenario="task")
     model = built_mlp(stream, 8)
     strategy = built_strategy(Joint, model, TRAINING | {"epochs": 1})
     plain = ProbePlugin({"accuracy": PROBES["accuracy"]}, lambda e: TensorDataset(*images_of(e.dataset)))

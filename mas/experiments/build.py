@@ -34,7 +34,7 @@ def build_benchmark(settings: CellSettings, seed: int, validation: float | None 
     benchmark = stream.entry(**stream.arguments(), seed=stream_seed(seed, "stream"))
     device = settings.training.device
     if device.startswith("cuda"):
-        keep_on_device(benchmark, device, torch.cuda.mem_get_info(device)[0])
+        keep_on_device(benchmark, device, free=torch.cuda.mem_get_info(device)[0])
     return benchmark
 
 

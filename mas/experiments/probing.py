@@ -29,8 +29,8 @@ def clear_views(probes: Sequence[ProbeOptions]) -> list[ProbeOptions]:
 def make_deficit_plugin(options: ScheduledDeficit, benchmark: Any, seed: int) -> DeficitPlugin:
     """Return the plugin of a scheduled deficit, with random streams of its own."""
     classes = 1 + max(max(e.classes_in_this_experience) for e in benchmark.train_stream)
-    deficit = make_deficit(options.spec(), classes, stream_seed(seed, "deficit"))
-    return DeficitPlugin(deficit, options.start, options.end, stream_seed(seed, "deficit draws"))
+    deficit = make_deficit(options.spec(), classes, seed=stream_seed(seed, "deficit"))
+    return DeficitPlugin(deficit, options.start, options.end, seed=stream_seed(seed, "deficit draws"))
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class _Views:
         key = (number, name)
         if key not in self.made:
             x, y, task = clear.eval().batch(range(len(clear)))
-            seen = apply_deficit(Images(x, y), self._deficit(), stream_seed(self.seed, "probe", *key))
+            seen = apply_deficit(Images(x, y), self._deficit(), seed=stream_seed(self.seed, "probe", *key))
             self.made[key] = as_dataset(seen, int(task[0]))
         return self.made[key]
 
