@@ -49,7 +49,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def _without_deprecations() -> Iterator[None]:
-    """Hide Avalanche's warnings about itself; it sets its own filters, so warnings are recorded and shown again."""
+    """Hide deprecation warnings of Avalanche. It sets filters of its own, so all warnings are recorded first."""
     with warnings.catch_warnings(record=True) as caught:
         yield
     for warning in caught:
