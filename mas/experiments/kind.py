@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -57,6 +57,6 @@ class Kind(Generic[C]):
     page: Callable[[C, Tables], Page]
     headline: Callable[[C, Tables], Headline]
     figures: Callable[[C, Tables], dict[str, Figure]] = lambda config, tables: {}
-    check: Callable[[C, Source], Any] = lambda config, source: None
+    check: Callable[[C, Source], None] = lambda config, source: None
     selection: Callable[[C], Selection | None] = lambda config: None
     compare: Callable[[Results, Results], pd.DataFrame] = _refuse_comparison

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mas.experiments.config.schema import ProbeOptions
@@ -14,6 +15,8 @@ from mas.experiments.traces import TOTAL
 
 UNITS = {"fisher_trace": "nats / weight²", "information": "nats", "loss": "nats", "trainability": "nats"}
 """By the name of a probe; others have no unit."""
+
+Colour = str | tuple[float, float, float, float]  # a name, or red, green, blue and opacity
 
 _MOST_PANELS = 6
 _OPEN = {"linestyle": "", "markerfacecolor": "white", "zorder": 3, "label": None}
@@ -32,7 +35,7 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def colour(number: int) -> Any:
+def colour(number: int) -> Colour:
     """Return the colour of the line with a number."""
     return mpl.colormaps["tab10"](number % 10)
 
@@ -61,14 +64,14 @@ def axis_title(title: str, part: str, probes: Sequence[ProbeOptions]) -> str:
     return f"{name}, {unit}" if unit else name
 
 
-def draw_line(axes: Any, x: pd.Series, line: pd.DataFrame, colour: Any, **style: Any) -> None:
+def draw_line(axes: Axes, x: pd.Series, line: pd.DataFrame, colour: Colour, **style: Any) -> None:
     """Draw a mean over time with its interval as a band."""
     axes.plot(x, line["mean"], color=colour, **style)
     axes.fill_between(x, line["ci_low"], line["ci_high"], color=colour, alpha=0.15, linewidth=0)
     axes.grid(alpha=0.3)
 
 
-def draw_points(axes: Any, x: pd.Series, own: pd.DataFrame, colour: Any, **style: Any) -> None:
+def draw_points(axes: Axes, x: pd.Series, own: pd.DataFrame, colour: Colour, **style: Any) -> None:
     """Draw ``accuracy`` with its interval as bars; points that lack seeds are open."""
     accuracy = 100 * own["accuracy"]
     below = own["accuracy"] - own["ci_low"]
@@ -79,12 +82,12 @@ def draw_points(axes: Any, x: pd.Series, own: pd.DataFrame, colour: Any, **style
     axes.plot(x[some], accuracy[some], **style | _OPEN, color=colour)
 
 
-def legend_beside(axes: Any, **options: Any) -> None:
+def legend_beside(axes: Axes, **options: Any) -> None:
     """Put the legend to the right of the axes."""
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), **options)
 
 
-def legend_below(figure: Figure, axes: Any) -> None:
+def legend_below(figure: Figure, axes: Axes) -> None:
     """Put one legend for all axes below them."""
     axes.grid(alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
