@@ -3,7 +3,6 @@
 import random
 import warnings
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from torch import nn
 
 from mas.benchmarks.images import keep_on_device
+from mas.experiments.avalanche_types import Benchmark, Clock, Strategy
 from mas.experiments.cell import CellSettings, CellTraining
 from mas.experiments.config.schema import ModelOptions, StrategyOptions, Training
 from mas.experiments.errors import DivergedError
@@ -22,7 +22,7 @@ from mas.strategies import ImportancePlugin
 _EVAL_BATCH = 512
 
 
-def build_benchmark(settings: CellSettings, seed: int, validation: float | None = None) -> Any:
+def build_benchmark(settings: CellSettings, seed: int, validation: float | None = None) -> Benchmark:
     """Build the stream of a cell.
 
     Args:
@@ -38,7 +38,7 @@ def build_benchmark(settings: CellSettings, seed: int, validation: float | None 
     return benchmark
 
 
-def model_for(benchmark: Any, options: ModelOptions, seed: int) -> nn.Module:
+def model_for(benchmark: Benchmark, options: ModelOptions, seed: int) -> nn.Module:
     """Build the network of a config for a benchmark: its input's shape, its classes, its tasks.
 
     Args:
@@ -57,7 +57,7 @@ def model_for(benchmark: Any, options: ModelOptions, seed: int) -> nn.Module:
     return build_model(make_body, shape, heads, seed=seed, growing=options.head == "growing")
 
 
-def build_strategy(settings: CellSettings, benchmark: Any, seed: int) -> Any:
+def build_strategy(settings: CellSettings, benchmark: Benchmark, seed: int) -> Strategy:
     """Build the strategy of a cell with its network, optimizer and random streams."""
     model = model_for(benchmark, settings.model, stream_seed(seed, "initialisation"))
     strategy = make_strategy(settings.strategy, model, settings.training, seed)
@@ -67,7 +67,7 @@ def build_strategy(settings: CellSettings, benchmark: Any, seed: int) -> Any:
     return strategy
 
 
-def make_strategy(options: StrategyOptions, model: nn.Module, training: CellTraining, seed: int) -> Any:
+def make_strategy(options: StrategyOptions, model: nn.Module, training: CellTraining, seed: int) -> Strategy:
     """Build a strategy, ours or Avalanche's. It logs nothing and ends a run whose loss is not finite.
 
     Args:
@@ -79,7 +79,7 @@ def make_strategy(options: StrategyOptions, model: nn.Module, training: CellTrai
     arguments = options.arguments()
     if options.continual_choice is not None:
         arguments["lam"] = options.continual_choice.start
-    plugins: list[SupervisedPlugin[Any]] = [_RandomStreams(seed), _LossGuard()]
+    plugins: list[SupervisedPlugin[Strategy]] = [_RandomStreams(seed), _LossGuard()]
     if training.is_annealed:
         plugins.append(_LearningRate(training))
     strategy = options.entry(
@@ -121,10 +121,10 @@ def _silent_evaluator() -> EvaluationPlugin:
         return EvaluationPlugin()
 
 
-class _LossGuard(SupervisedPlugin[Any]):
+class _LossGuard(SupervisedPlugin[Strategy]):
     """End a run whose loss is not finite."""
 
-    def after_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_backward(self, strategy: Strategy, *args: object, **kwargs: object) -> None:
         if not torch.isfinite(strategy.loss).all():
             at = strategy.clock
             raise DivergedError(
@@ -133,20 +133,20 @@ class _LossGuard(SupervisedPlugin[Any]):
             )
 
 
-class _LearningRate(SupervisedPlugin[Any]):
+class _LearningRate(SupervisedPlugin[Strategy]):
     """Set the learning rate of each epoch, counted from the beginning of its experience."""
 
     def __init__(self, training: CellTraining):
         super().__init__()
         self.training = training
 
-    def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_training_epoch(self, strategy: Strategy, *args: object, **kwargs: object) -> None:
         rate = self.training.lr * self.training.rate_factor(strategy.clock.train_exp_epochs)
         for group in strategy.optimizer.param_groups:
             group["lr"] = rate
 
 
-class _RandomStreams(SupervisedPlugin[Any]):
+class _RandomStreams(SupervisedPlugin[Strategy]):
     """Reseed shuffling and training noise each epoch, whatever a strategy draws in between.
 
     Avalanche's loaders and torch's dropout draw from the global stream. It is set anew before an
@@ -157,14 +157,14 @@ class _RandomStreams(SupervisedPlugin[Any]):
         super().__init__()
         self.seed = seed
 
-    def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_training_epoch(self, strategy: Strategy, *args: object, **kwargs: object) -> None:
         self._reseed("shuffling", strategy.clock)
 
-    def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_training_iteration(self, strategy: Strategy, *args: object, **kwargs: object) -> None:
         if strategy.clock.train_epoch_iterations == 0:
             self._reseed("noise", strategy.clock)
 
-    def _reseed(self, name: str, clock: Any) -> None:
+    def _reseed(self, name: str, clock: Clock) -> None:
         seed = stream_seed(self.seed, name, clock.train_exp_counter, clock.train_exp_epochs)
         random.seed(seed)  # Avalanche's AGEM draws from it
         np.random.seed(seed % 2**32)

@@ -1,4 +1,4 @@
-"""A cell: one independent run, and all there is to know to train it."""
+"""A cell: the training and test of one network, with all settings that it needs."""
 
 import hashlib
 import re
@@ -62,13 +62,13 @@ class CellSettings(Options):
     def plain(self) -> dict[str, Any]:
         """Return the settings as plain data.
 
-        What is not set is left out, so that results stay valid when there is more that could be set.
+        Settings that are None or empty are left out, so that results stay valid when settings are added.
         """
         data = self.model_dump(mode="json", exclude_none=True)
         return {key: value for key, value in data.items() if value != []}
 
     def told(self) -> str:
-        """Return in a line what tells the cell from others: its strategy, its deficit, and what is to be chosen."""
+        """Return in one line what distinguishes the cell: its strategy, its deficit and the values to choose from."""
         strategy = self.strategy.model_dump(exclude={"label"}, exclude_none=True)
         deficit = self.deficit.model_dump(exclude={"name", "label"}) if self.deficit else {}
         chosen = (

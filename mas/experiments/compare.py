@@ -21,20 +21,18 @@ HEADINGS = ["strategy", "score", "difference", "seeds", "p", "p (Holm)"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of two runs."""
+    """The comparison of two runs."""
 
     table: pd.DataFrame  # a row for each strategy and score that both have
     notes: list[str]  # a line for each setting that differs, and for strategies of only one run
 
     def shown(self) -> Table:
         """Return headings and rows that people read."""
-        rows = [
-            [
-                *(r.strategy, r.score, percent(r.difference, r.ci_low, r.ci_high)),
-                *(str(r.n), p_value(r.p), p_value(r.p_holm)),
-            ]
-            for r in self.table.itertuples()
-        ]
+        rows = []
+        for row in self.table.itertuples():
+            difference = percent(row.difference, row.ci_low, row.ci_high)
+            seeds = str(row.n)
+            rows.append([row.strategy, row.score, difference, seeds, p_value(row.p), p_value(row.p_holm)])
         return Table(HEADINGS, rows)
 
 
@@ -42,8 +40,8 @@ def compare_folders(first: Path, second: Path) -> Comparison:
     """Compare two folders that ``mas run`` has written.
 
     Raises:
-        UserError: one of them is none, they are of different kinds or of one without scores to compare, or they
-            share no label, or no seed.
+        UserError: a folder is not of ``mas run``, the kinds differ or have no scores to compare, or the runs
+            share no label or no seed.
     """
     (a_config, a), (b_config, b) = read_folder(first), read_folder(second)
     if a_config.experiment != b_config.experiment:
@@ -56,10 +54,13 @@ def compare_folders(first: Path, second: Path) -> Comparison:
     table = _compare_function(kind_of(a_config))(a, b)
     if not table["n"].any():
         raise UserError(f"{first} and {second} share no seed that finished; only the same seeds can be paired")
-    notes = [*_changes(_without_strategies(a_config), _without_strategies(b_config))]
-    notes += sorted(line for label in a_labels & b_labels for line in _changes(_told(a, label), _told(b, label), label))
-    only = ((first, a_labels - b_labels), (second, b_labels - a_labels))
-    return Comparison(table, [*notes, *(f"only in {folder}: {_listed(own)}" for folder, own in only if own)])
+    notes = list(_changes(_without_strategies(a_config), _without_strategies(b_config)))
+    for label in sorted(a_labels & b_labels):
+        notes += sorted(_changes(_cell_settings(a, label), _cell_settings(b, label), label))
+    for folder, own in ((first, a_labels - b_labels), (second, b_labels - a_labels)):
+        if own:
+            notes.append(f"only in {folder}: {_listed(own)}")
+    return Comparison(table, notes)
 
 
 def _compare_function(kind: Kind[Any]) -> Callable[[Results, Results], pd.DataFrame]:
@@ -70,11 +71,12 @@ def _compare_function(kind: Kind[Any]) -> Callable[[Results, Results], pd.DataFr
 
 
 def _without_strategies(config: Experiment) -> dict[str, Any]:
-    """Return a config without what the cells say better: there, values that were chosen stand."""
+    """Return a config without its strategies: the cells have them with the values that were chosen."""
     return {key: value for key, value in config.plain().items() if key != "strategies"}
 
 
-def _told(results: Results, label: str) -> dict[str, Any]:
+def _cell_settings(results: Results, label: str) -> dict[str, Any]:
+    """Return the strategy of a label and the way its values were chosen."""
     settings = next(r.cell.settings for r in results.records if r.label == label)
     selection = settings.selection and settings.selection.model_dump()
     strategy: dict[str, Any] = settings.strategy.model_dump()

@@ -3,21 +3,23 @@
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from typing import Any
 
+from mas.experiments.avalanche_types import Strategy
 from mas.experiments.config.schema import ContinualChoice
 from mas.experiments.record import StrengthTry
 from mas.penalty import QuadraticPenalty
 from mas.strategies import ImportancePlugin
 
 
-def penalty_of(strategy: Any) -> QuadraticPenalty:
+def penalty_of(strategy: Strategy) -> QuadraticPenalty:
     """Return the penalty of a strategy that has one."""
     (plugin,) = (p for p in strategy.plugins if isinstance(p, ImportancePlugin))
     return plugin.penalty
 
 
-def tune(strategy: Any, how: ContinualChoice, unit: float, accuracy_of: Callable[[Any], float]) -> list[StrengthTry]:
+def tune(
+    strategy: Strategy, how: ContinualChoice, unit: float, accuracy_of: Callable[[Strategy], float]
+) -> list[StrengthTry]:
     """Set the strength for the next experience, as `ContinualChoice` says.
 
     Args:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ Tables = Mapping[str, pd.DataFrame]
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """What is trained with each seed, under a label by which results are told apart."""
+    """The settings of one network, which is trained with each seed, and the label of its results."""
 
     label: str
     settings: CellSettings
@@ -29,19 +29,19 @@ class PlannedRun:
 class Kind(Generic[C]):
     """One kind of experiment: a config model, and functions of it.
 
-    A config is checked and planned; its cells, the runs times the seeds, are trained; tables are made
-    of what they leave; figures and the page are made of the tables alone.
+    A config is checked and planned. Its cells, one for each planned run and seed, are trained. Tables are
+    made from their records; figures and the page are made from the tables alone.
 
     Attributes:
         name: as in ``experiment: name``.
         config: the model of what a config may say.
-        plan: what is trained, in the order of the tables; labels are unique.
+        plan: the runs, in the order of the tables; labels are unique.
         tables: the tables of a run, by the names of their files.
-        page: what people read of a run.
-        headline: what a terminal shows of a run.
+        page: the content of ``report.html``.
+        headline: the short form for the terminal.
         figures: by the names of their files.
         check: raises UserError for what the types cannot say.
-        selection: on what data values are chosen by their final ACC; None if this kind cannot choose.
+        selection: the data and seeds on which values are chosen by ACC; None if this kind cannot choose.
         compare: the differences of two runs, or None if they cannot be compared.
         renamed: keys of the config that have an older spelling: old -> new.
     """
@@ -53,7 +53,7 @@ class Kind(Generic[C]):
     page: Callable[[C, Tables], Page]
     headline: Callable[[C, Tables], Headline]
     figures: Callable[[C, Tables], dict[str, Figure]] = lambda config, tables: {}
-    check: Callable[[C, Source], Any] = lambda config, source: None
+    check: Callable[[C, Source], None] = lambda config, source: None
     selection: Callable[[C], Selection | None] = lambda config: None
     compare: Callable[[Results, Results], pd.DataFrame] | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)

@@ -4,13 +4,14 @@ import importlib
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from avalanche.models import DynamicModule, MultiTaskModule
 from torch import Tensor, nn
 
 from mas.annotations import Count
+from mas.experiments.avalanche_types import Experience
 
 Activation = Literal["relu", "tanh", "gelu"]
 Norm = Literal["none", "batch"]  # batch: BatchNorm before each activation
@@ -229,7 +230,7 @@ class MultiHead(MultiTaskModule):
         self.heads = nn.ModuleList(nn.Linear(features, n) for n in classes)
         self.max_class_label = max(classes)
 
-    def forward(self, x: Tensor, task_labels: Any) -> Any:
+    def forward(self, x: Tensor, task_labels: Tensor | int | None) -> Tensor | dict[int, Tensor]:
         """Return logits of shape (N, classes), each sample's by its task's head; without tasks, those of each head.
 
         Where tasks are mixed, the logits of classes that a sample's head lacks are -inf.
@@ -258,7 +259,7 @@ class GrowingHead(DynamicModule):
         self.weight = nn.Parameter(self.first_weight[:1].clone())
         self.bias = nn.Parameter(self.first_bias[:1].clone())
 
-    def adaptation(self, experience: Any) -> None:
+    def adaptation(self, experience: Experience) -> None:
         """Add outputs for the new classes of an experience that is to be learned; evaluation adds none."""
         if not self.training:
             return

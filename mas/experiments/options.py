@@ -1,4 +1,4 @@
-"""Typed options from signatures: what a function or class can be told is what a config may say.
+"""Typed options from signatures: the arguments of a function or class are what a config may set.
 
 A new strategy, stream, model, deficit or probe needs no second list of its options: the pydantic
 model that checks its part of the YAML is made from its signature.

@@ -27,7 +27,8 @@ class Plan:
     """
 
     def __init__(self, config: Experiment):
-        self.config, self.kind = config, kind_of(config)
+        self.config = config
+        self.kind = kind_of(config)
 
     @cached_property
     def runs(self) -> list[PlannedRun]:
@@ -54,7 +55,10 @@ class Plan:
     @cached_property
     def tries(self) -> dict[str, list[Try]]:
         """By label, every choice that is tried, with its cells."""
-        return {label: [self._try(label, choice) for choice in candidates(own)] for label, own in self.searches.items()}
+        found = {}
+        for label, own in self.searches.items():
+            found[label] = [self._try(label, choice) for choice in candidates(own)]
+        return found
 
     def trying_cells(self) -> list[Cell]:
         """Return the cells that try values."""
@@ -66,21 +70,19 @@ class Plan:
         Args:
             chosen: by label, the values of options that are selected.
         """
-        ready = {
-            run.label: self._settings(run, chosen)
-            for run in self.runs
-            if run.label not in self.searches or run.label in chosen
-        }
+        ready = {}
+        for run in self.runs:
+            if run.label not in self.searches or run.label in chosen:
+                ready[run.label] = self._settings(run, chosen)
         return [Cell(label, seed, own) for seed in self.config.seed_list() for label, own in ready.items()]
 
     def waiting(self, chosen: Mapping[str, Choice]) -> list[Cell]:
         """Return the cells that wait for a choice; in their settings, the first value stands in its place."""
-        waiting = [run for run in self.runs if run.label in self.searches and run.label not in chosen]
-        return [
-            Cell(run.label, seed, self._with_selection(run.label, run.settings))
-            for seed in self.config.seed_list()
-            for run in waiting
-        ]
+        waiting = {}
+        for run in self.runs:
+            if run.label in self.searches and run.label not in chosen:
+                waiting[run.label] = self._with_selection(run.label, run.settings)
+        return [Cell(label, seed, own) for seed in self.config.seed_list() for label, own in waiting.items()]
 
     def every_cell(self) -> list[Cell]:
         """Return the cells that try values, then those to report."""

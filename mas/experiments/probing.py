@@ -1,12 +1,13 @@
 """The deficit and the probes of a cell, as plugins of its strategy."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from mas.benchmarks import DeficitPlugin, apply_deficit, as_dataset, make_deficit
+from mas.benchmarks.deficits import Deficit
 from mas.benchmarks.images import Images
+from mas.experiments.avalanche_types import Benchmark, Data, Experience
 from mas.experiments.config.schema import ProbeOptions, ScheduledDeficit
 from mas.experiments.record import ProbeRow
 from mas.experiments.seeds import stream_seed
@@ -26,7 +27,7 @@ def clear_views(probes: Sequence[ProbeOptions]) -> list[ProbeOptions]:
     return kept
 
 
-def make_deficit_plugin(options: ScheduledDeficit, benchmark: Any, seed: int) -> DeficitPlugin:
+def make_deficit_plugin(options: ScheduledDeficit, benchmark: Benchmark, seed: int) -> DeficitPlugin:
     """Return the plugin of a scheduled deficit, with random streams of its own."""
     classes = 1 + max(max(e.classes_in_this_experience) for e in benchmark.train_stream)
     deficit = make_deficit(options.spec(), classes, seed=stream_seed(seed, "deficit"))
@@ -72,7 +73,7 @@ def make_probes(probes: Sequence[ProbeOptions], deficit: DeficitPlugin | None, s
     ]
 
 
-def _plugin(options: ProbeOptions, data: Any) -> ProbePlugin:
+def _plugin(options: ProbeOptions, data: Callable[[Experience], Data]) -> ProbePlugin:
     every = None if options.every == "end" else options.every
     schedule = Schedule(every, options.unit, options.spacing)
     measure = partial(options.entry, **options.arguments())
@@ -84,25 +85,25 @@ class _Views:
 
     def __init__(self, deficit: DeficitPlugin | None, seed: int):
         self.deficit, self.seed = deficit, seed
-        self.made: dict[tuple[int, str], Any] = {}
+        self.made: dict[tuple[int, str], Data] = {}
 
-    def train(self, experience: Any) -> Any:
+    def train(self, experience: Experience) -> Data:
         return train_data(experience)
 
-    def test(self, experience: Any) -> Any:
+    def test(self, experience: Experience) -> Data:
         return test_data(experience)
 
-    def current(self, experience: Any) -> Any:
+    def current(self, experience: Experience) -> Data:
         lasts = self.deficit is not None and self.deficit.active
         return self.impaired_train(experience) if lasts else self.train(experience)
 
-    def impaired_train(self, experience: Any) -> Any:
+    def impaired_train(self, experience: Experience) -> Data:
         return self._impaired("train", train_data(experience), experience.current_experience)
 
-    def impaired_test(self, experience: Any) -> Any:
+    def impaired_test(self, experience: Experience) -> Data:
         return self._impaired("test", test_data(experience), experience.current_experience)
 
-    def _impaired(self, name: str, clear: Any, number: int) -> Any:
+    def _impaired(self, name: str, clear: Data, number: int) -> Data:
         key = (number, name)
         if key not in self.made:
             x, y, task = clear.eval().batch(range(len(clear)))
@@ -110,7 +111,7 @@ class _Views:
             self.made[key] = as_dataset(seen, int(task[0]))
         return self.made[key]
 
-    def _deficit(self) -> Any:
+    def _deficit(self) -> Deficit:
         if self.deficit is None:
             raise ValueError("impaired data need a deficit; this run has none")
         return self.deficit.deficit

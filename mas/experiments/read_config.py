@@ -113,7 +113,7 @@ def _validated(kind: Kind[Any], source: Source, data: dict[str, Any], searches: 
 
 
 def _on_device(config: Experiment) -> Experiment:
-    """Put the device that ``auto`` means here in its place."""
+    """Return the config with the device of this machine in place of ``auto``."""
     if config.training.device != "auto":
         return config
     found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

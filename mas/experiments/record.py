@@ -1,4 +1,4 @@
-"""What a cell leaves behind: typed, with one JSON form that carries its version."""
+"""The record of a cell: typed, with one JSON form that holds its version."""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ Accuracies = list[float | None]  # by experience; None: not measured
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """One value that one probe gave."""
+    """One value that one probe measured."""
 
     label: str  # by which the config tells it from other probes
     probe: str  # its name in `mas.strategies.PROBES`
@@ -43,7 +43,7 @@ class StrengthTry:
 
 @dataclass
 class Outcome:
-    """What training and testing one network came to, T experiences."""
+    """The result of training and testing one network on T experiences."""
 
     untrained: list[float] | None = None  # T accuracies before any training; None if it diverged before
     accuracy: list[Accuracies] = field(default_factory=list)  # R[t, i]: T rows of T accuracies
@@ -55,7 +55,7 @@ class Outcome:
 
     @property
     def finished(self) -> bool:
-        """Whether the network was trained to the end; accuracies of others enter no mean."""
+        """Whether the network was trained to the end; others enter no mean."""
         return self.status == "finished"
 
     def matrix(self) -> np.ndarray:

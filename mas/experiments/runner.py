@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -56,7 +57,7 @@ Progress = Callable[[Started | CellEnded], None]
 
 @dataclass
 class RunOutcome:
-    """What a run came to."""
+    """The outcome of a run."""
 
     results: Results
     kept: int  # cells that were finished before
@@ -228,7 +229,8 @@ def _main_module_hidden() -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
-    """End a worker when the run was killed: it would wait for work, and hold its memory, for ever."""
+    """End this worker when its parent process ends; otherwise it would wait for work forever."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: do not train on with the cells that are queued already
     parent = parent_process()
 
     def wait_for_end() -> None:

@@ -98,7 +98,7 @@ class Store:
                 raise UserError(f"{self.folder}: holds {cell.id} without its weights (save_model: true); {_ELSEWHERE}")
 
     def read(self, cell: Cell) -> CellRecord | None:
-        """Return what a cell left, or None if it has not been run."""
+        """Return the record of a cell, or None if it has not been run."""
         path = self._path(cell)
         if not path.is_file():
             return None
@@ -110,7 +110,7 @@ class Store:
             raise UserError(f"{path}: is damaged ({_reason(error)}); delete it and run again") from None
 
     def save(self, cell: Cell, outcome: Outcome, weights: dict[str, Tensor] | None = None) -> None:
-        """Keep what a cell left: its weights first, so that a cell that is there is whole."""
+        """Write a cell's outcome; its weights first, so that a cell with an outcome is complete."""
         if weights is not None:
             buffer = io.BytesIO()
             torch.save(weights, buffer)
@@ -130,7 +130,7 @@ class Store:
         return loaded
 
     def write(self, name: str, content: str | bytes) -> None:
-        """Write a file so that a reader, or a crash, never sees half of it."""
+        """Write a file atomically: it is there whole or not at all."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         data = content.encode() if isinstance(content, str) else content
@@ -242,7 +242,7 @@ def _version(package: str) -> str | None:
 
 
 def _git(*command: str) -> str | None:
-    """Ask git about the checkout that this code lies in, if it is one."""
+    """Return the output of a git command in the folder of this code; None if that is no checkout."""
     try:
         here = Path(__file__).resolve().parent
         done = subprocess.run(

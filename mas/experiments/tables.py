@@ -16,13 +16,13 @@ def results_table(records: Sequence[CellRecord]) -> pd.DataFrame:
     Experiences count from 0; ``trained_on`` is -1 for the untrained network. Cells that diverged
     have no rows.
     """
-    rows = [
-        (record.label, record.strategy, record.seed, trained_on, tested_on, accuracy)
-        for record in finished(records)
-        for trained_on, row in enumerate(_stages(record), start=-1)
-        for tested_on, accuracy in enumerate(row)
-        if accuracy is not None
-    ]
+    rows = []
+    for record in finished(records):
+        name = (record.label, record.strategy, record.seed)
+        for trained_on, row in enumerate(_stages(record), start=-1):
+            for tested_on, accuracy in enumerate(row):
+                if accuracy is not None:
+                    rows.append((*name, trained_on, tested_on, accuracy))
     return pd.DataFrame(rows, columns=RESULT_COLUMNS)
 
 
@@ -41,7 +41,7 @@ def _stages(record: CellRecord) -> list[Accuracies]:
 def final_accuracies(records: Sequence[CellRecord]) -> dict[str, dict[int, float]]:
     """Return the final accuracy on the last experience, by label and seed."""
     found: dict[str, dict[int, float]] = {}
-    for record in records:
-        if record.outcome.finished:
-            found.setdefault(record.label, {})[record.seed] = record.outcome.matrix()[-1, -1]
+    for record in finished(records):
+        by_seed = found.setdefault(record.label, {})
+        by_seed[record.seed] = record.outcome.matrix()[-1, -1]
     return found

@@ -6,13 +6,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 
 from mas.batches import count_correct
+from mas.experiments.avalanche_types import Benchmark, Experience, Strategy, Stream
 from mas.experiments.build import build_benchmark, build_strategy
 from mas.experiments.cell import THREADS, Cell, CellSettings
 from mas.experiments.continual import penalty_of, tune
@@ -50,7 +50,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def _without_deprecations() -> Iterator[None]:
-    """Hide Avalanche's warnings about itself; it sets its own filters, so warnings are recorded and shown again."""
+    """Hide deprecation warnings of Avalanche. It sets filters of its own, so all warnings are recorded first."""
     with warnings.catch_warnings(record=True) as caught:
         yield
     for warning in caught:
@@ -79,7 +79,9 @@ def _train(cell: Cell) -> tuple[Outcome, nn.Module]:
     return outcome, strategy.model
 
 
-def _add_deficit_and_probes(strategy: Any, settings: CellSettings, benchmark: Any, seed: int) -> list[CellProbe]:
+def _add_deficit_and_probes(
+    strategy: Strategy, settings: CellSettings, benchmark: Benchmark, seed: int
+) -> list[CellProbe]:
     """Add the cell's deficit to a strategy, before all that looks at batches, and its probes; return these."""
     deficit = None
     if settings.deficit is not None:
@@ -90,7 +92,7 @@ def _add_deficit_and_probes(strategy: Any, settings: CellSettings, benchmark: An
     return probes
 
 
-def _learn(strategy: Any, experiences: Any, settings: CellSettings) -> None:
+def _learn(strategy: Strategy, experiences: Experience | list[Experience], settings: CellSettings) -> None:
     strategy.train_epochs = settings.training.epochs_of(strategy.clock.train_exp_counter)
     reset = settings.training.reset_optimizer
     strategy.train(experiences, reset_optimizer_state=reset, pin_memory=False)  # images may lie on the GPU
@@ -100,10 +102,10 @@ def _learn(strategy: Any, experiences: Any, settings: CellSettings) -> None:
             raise DivergedError(f"weights of {name} are not finite after experience {at}")
 
 
-Tuner = Callable[[Any, int], list[list[StrengthTry]]]
+Tuner = Callable[[Strategy, int], list[list[StrengthTry]]]
 
 
-def _tuner(strategy: Any, settings: CellSettings, seed: int) -> Tuner:
+def _tuner(strategy: Strategy, settings: CellSettings, seed: int) -> Tuner:
     """Return what sets the strength before each experience: nothing, unless it is to be chosen continually."""
     how = settings.strategy.continual_choice
     if how is None:
@@ -112,7 +114,7 @@ def _tuner(strategy: Any, settings: CellSettings, seed: int) -> Tuner:
     validation = settings.selection.validation if settings.selection else None
     held_out = build_benchmark(settings, seed, validation)  # the same stream; no test data
 
-    def accuracy_of(strategy: Any, number: int) -> float:
+    def accuracy_of(strategy: Strategy, number: int) -> float:
         strategy.plugins = [plugin for plugin in strategy.plugins if not isinstance(plugin, ProbePlugin)]
         try:
             _learn(strategy, held_out.train_stream[number], settings)
@@ -123,7 +125,7 @@ def _tuner(strategy: Any, settings: CellSettings, seed: int) -> Tuner:
     return lambda strategy, number: [tune(strategy, how, unit, lambda copy: accuracy_of(copy, number))]
 
 
-def _stages(strategy: Any, benchmark: Any) -> list[tuple[int, Any]]:
+def _stages(strategy: Strategy, benchmark: Benchmark) -> list[tuple[int, Experience | list[Experience]]]:
     """Return (t, what to train on) for each row of R; joint training has only the last row."""
     experiences = list(benchmark.train_stream)
     if isinstance(strategy, Joint):
@@ -131,7 +133,7 @@ def _stages(strategy: Any, benchmark: Any) -> list[tuple[int, Any]]:
     return list(enumerate(experiences))
 
 
-def _test(strategy: Any, stream: Any) -> list[float]:
+def _test(strategy: Strategy, stream: Stream | Experience) -> list[float]:
     """Return the accuracy on each experience of a stream."""
     accuracies = next(p for p in strategy.plugins if isinstance(p, _Accuracies))
     accuracies.found = []
@@ -140,7 +142,7 @@ def _test(strategy: Any, stream: Any) -> list[float]:
     return accuracies.found
 
 
-class _Accuracies(SupervisedPlugin[Any]):
+class _Accuracies(SupervisedPlugin[Strategy]):
     """Collect the accuracy on each experience while a strategy evaluates."""
 
     def __init__(self) -> None:
@@ -149,16 +151,16 @@ class _Accuracies(SupervisedPlugin[Any]):
         self.right = 0
         self.seen = 0
 
-    def before_eval_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_eval_exp(self, strategy: Strategy, *args: object, **kwargs: object) -> None:
         self.right = 0
         self.seen = 0
 
-    def after_eval_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_eval_iteration(self, strategy: Strategy, *args: object, **kwargs: object) -> None:
         output: Tensor = strategy.mb_output
         if not torch.isfinite(output).all():
             raise DivergedError("the network's output is not finite in evaluation")
         self.right += count_correct(output, strategy.mb_y)
         self.seen += len(output)
 
-    def after_eval_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_eval_exp(self, strategy: Strategy, *args: object, **kwargs: object) -> None:
         self.found.append(self.right / self.seen)

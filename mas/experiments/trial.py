@@ -104,7 +104,7 @@ def _try_epochs(config: Experiment, benchmark: Any, every: list[CellSettings], s
 
 
 def _try_smallest_batch(config: Experiment, benchmark: Any, model: nn.Module, source: Source) -> None:
-    """Where a last batch would be of a single image, see that the model can be trained on it: BatchNorm cannot."""
+    """Raise UserError if a last batch of one image is too small for the model, as it is for BatchNorm."""
     size = config.training.batch_size
     alone = next((e for e in benchmark.train_stream if len(e.dataset) % size == 1), None)
     if alone is None:
@@ -154,7 +154,7 @@ def _try_strategies(config: Experiment, model: nn.Module, source: Source) -> Non
 
 
 def _try_deficits(config: Experiment, benchmark: Any, source: Source) -> None:
-    """Impair one small batch, and see that scheduled deficits end within the training."""
+    """Apply each deficit to a small batch, and check that scheduled deficits end within the training."""
     x, y, *_ = _few(benchmark)
     for place, deficit in parts_of(config, DeficitOptions):
         with _said_at(source, place):
@@ -180,7 +180,7 @@ def _few(benchmark: Any) -> list[Any]:
 
 @contextmanager
 def _said_at(source: Source, place: Key) -> Iterator[None]:
-    """Say where in the config a mistake is that only building shows."""
+    """Raise UserError, with the place in the config, for an error of the code inside."""
     try:
         yield
     except UserError:

@@ -9,19 +9,30 @@ from mas.experiments.errors import UserError
 
 def check_titles(place: Key, titles: Sequence[str], source: Source) -> None:
     """Raise UserError if a title stands twice in a list of the config."""
-    folded = [title.casefold() for title in titles]  # some file systems fold case
-    for number, title in enumerate(titles):
-        if folded.index(title.casefold()) < number:
-            where = source.where((*place, number))
-            raise UserError(f"{where}: found a second {title!r}; add a label of its own, such as {title}-2")
+    number = _first_repeated(titles)
+    if number is not None:
+        where = source.where((*place, number))
+        title = titles[number]
+        raise UserError(f"{where}: found a second {title!r}; add a label of its own, such as {title}-2")
 
 
 def check_run_labels(labels: Sequence[str], source: Source) -> None:
     """Raise UserError if two runs have one label: they would share files."""
-    folded = [label.casefold() for label in labels]
-    twice = next((label for number, label in enumerate(labels) if folded.index(label.casefold()) < number), None)
-    if twice is not None:
-        raise UserError(f"{source.where(())}: two runs would have the label {twice!r}; give one of them another label")
+    number = _first_repeated(labels)
+    if number is not None:
+        where = source.where(())
+        raise UserError(f"{where}: two runs would have the label {labels[number]!r}; give one of them another label")
+
+
+def _first_repeated(names: Sequence[str]) -> int | None:
+    """Return the place of the first name that occurred before, in upper or lower case; None if there is none."""
+    seen: set[str] = set()
+    for number, name in enumerate(names):
+        folded = name.casefold()  # some file systems fold case
+        if folded in seen:
+            return number
+        seen.add(folded)
+    return None
 
 
 def check_views(place: Key, probes: Sequence[ProbeOptions], deficit: object, source: Source) -> None:

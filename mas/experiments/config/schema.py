@@ -21,7 +21,7 @@ from pydantic import (
 from mas.annotations import Count, NonNegativeInt, OpenFraction, Positive
 from mas.benchmarks import DEFICITS, STREAMS
 from mas.benchmarks.deficits import FILLED_IN
-from mas.experiments.config.search import Choice, Search, candidates, put, value_at, with_values
+from mas.experiments.config.search import Choice, Search, candidates, children, put, value_at, with_values
 from mas.experiments.config.yaml_source import Key
 from mas.experiments.losses import LOSSES
 from mas.experiments.networks import MODELS
@@ -244,7 +244,8 @@ class TorchScheduleOptions(ScheduleOptions):
 
 
 def _torch_schedule_model(name: str) -> type[EntryOptions]:
-    return create_model(name, __base__=TorchScheduleOptions, name=(Literal[name], name))  # type: ignore[arg-type]
+    fields: dict[str, Any] = {"name": (Literal[name], name)}
+    return create_model(name, __base__=TorchScheduleOptions, **fields)
 
 
 SCHEDULE_MODELS = {
@@ -347,7 +348,7 @@ class Training(Options):
 
 
 class Experiment(Options):
-    """What all experiments are told. Where a value is to be chosen, it is the first of its list."""
+    """The keys of all experiments. A value to be chosen by ``select`` stands as the first of its list."""
 
     experiment: str
     benchmark: AnyStream
@@ -417,8 +418,7 @@ def parts_of(config: BaseModel, kind: type[P], place: Key = ()) -> Iterator[tupl
 
 def walk_plain(data: Any, place: Key = ()) -> Iterator[tuple[Key, Any]]:
     """Yield every value in plain data with its place, outer ones first."""
-    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
-    for part, value in items:
+    for part, value in children(data):
         yield (*place, part), value
         yield from walk_plain(value, (*place, part))
 

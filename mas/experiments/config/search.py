@@ -91,9 +91,17 @@ def _selects(data: Any, place: Key) -> Iterator[tuple[Key, dict[str, Any]]]:
         if isinstance(data[SELECT], list) or place[-1] != "lam":
             yield place, data
         return
-    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
-    for part, value in items:
+    for part, value in children(data):
         yield from _selects(value, (*place, part))
+
+
+def children(data: Any) -> list[tuple[str | int, Any]]:
+    """Return the keys and values of a map, or the places and items of a list; of other values none."""
+    if isinstance(data, dict):
+        return list(data.items())
+    if isinstance(data, list):
+        return list(enumerate(data))
+    return []
 
 
 def _search(source: Source, place: Key, found: dict[str, Any]) -> Search:

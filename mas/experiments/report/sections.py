@@ -1,4 +1,4 @@
-"""What people read of a run, as typed parts: every kind of experiment fills these in, one page shows them."""
+"""The report as typed parts: every kind of experiment fills them in, and one template renders them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """All that is said of a run; the config and what diverged are added by the page itself."""
+    """The page of a run; the template adds the config and the cells that diverged."""
 
     subject: str
     introduction: str
@@ -37,7 +37,7 @@ class Page:
 
 @dataclass(frozen=True)
 class Headline:
-    """What a terminal shows of a run."""
+    """The short form of a report, for the terminal."""
 
     title: str
     table: Table

@@ -17,12 +17,12 @@ SOME_DIVERGED = " Seeds that diverged are in no mean; points that lack some are 
 
 
 def percent(mean: float, low: float = np.nan, high: float = np.nan) -> str:
-    """Return a share as percent, with its interval if it has one; "–" if there is none."""
+    """Return a share in percent, with its interval if it has one; "–" for NaN."""
     return number(100 * mean, 100 * low, 100 * high, ".1f")
 
 
 def number(mean: float, low: float = np.nan, high: float = np.nan, form: str = ".3g") -> str:
-    """Return a number with its interval if it has one; "–" if there is none."""
+    """Return a number with its interval if it has one; "–" for NaN."""
     if np.isnan(mean):
         return "–"
     if np.isnan(low):
@@ -42,12 +42,12 @@ def p_value(value: float) -> str:
 
 
 def few_seeds(seeds: int) -> str:
-    """Return what intervals of few seeds are worth, or nothing where there are enough; one seed has no interval."""
+    """Return a warning about intervals of few seeds; empty for one seed, which has none, and for five or more."""
     return _FEW_SEEDS if 1 < seeds < 5 else ""
 
 
 def intervals(seeds: int, text: str) -> str:
-    """Return a text about intervals and tests, or what to say where there is one seed and so none of them."""
+    """Return a text about intervals and tests, or that there are none if there is only one seed."""
     return "one seed: no interval, no test" if seeds == 1 else text
 
 
@@ -57,7 +57,7 @@ def paired_introduction(seeds: int) -> str:
 
 
 def of_fewer(n: int, expected: int) -> str:
-    """Return of how many seeds a number is, where it is of some but not all: a run it is compared with diverged."""
+    """Return the number of seeds behind a value that lacks some, because a run it is compared with diverged."""
     return f" ({n} of {expected} seeds)" if 0 < n < expected else ""
 
 
@@ -70,8 +70,11 @@ def with_diverged(shown: Table, table: pd.DataFrame) -> Table:
     """
     if not table["diverged"].any():
         return shown
-    told = [f"{r.diverged} of {r.n + r.diverged}" if r.diverged else "" for r in table.itertuples()]
-    rows = [[*row, cell] for row, cell in zip(shown.rows, told, strict=True)]
+    rows = []
+    for row, own in zip(shown.rows, table.itertuples(), strict=True):
+        seeds = own.n + own.diverged
+        cell = f"{own.diverged} of {seeds}" if own.diverged else ""
+        rows.append([*row, cell])
     return Table([*shown.headings, "diverged"], rows)
 
 

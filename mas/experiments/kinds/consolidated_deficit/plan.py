@@ -22,7 +22,7 @@ class Variant:
 
     @property
     def label(self) -> str:
-        """A name by which results are told apart."""
+        """The label of the run's results."""
         strength = "" if self.strength is None else f"-{self.strength:g}"
         return f"{self.title}{strength}_{self.length}"
 

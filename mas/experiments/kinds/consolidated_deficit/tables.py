@@ -23,8 +23,18 @@ SCORES = {
 }
 SHARES = ("accuracy", "impaired_accuracy", "forgetting", "intransigence")  # scores from 0 to 1, shown in percent
 SCORE_COLUMNS = [
-    *("strategy", "strength", "length", "score", "mean", "ci_low", "ci_high", "n", "diverged"),
-    *("difference", "p", "p_holm"),
+    "strategy",
+    "strength",
+    "length",
+    "score",
+    "mean",
+    "ci_low",
+    "ci_high",
+    "n",
+    "diverged",
+    "difference",
+    "p",
+    "p_holm",
 ]
 
 Scores = dict[int, dict[str, float]]  # by seed, by score
@@ -56,21 +66,20 @@ def scores_table(config: ConsolidatedDeficit, records: Sequence[CellRecord]) -> 
         own, unprotected = found.get(variant.label, {}), _unprotected(every, variant)
         base = found.get(unprotected.label, {}) if unprotected else {}
         for score in SCORES:
-            values = {seed: scores[score] for seed, scores in own.items() if score in scores}
-            others = {seed: scores[score] for seed, scores in base.items() if score in scores}
+            values = _by_seed(own, score)
+            others = {} if unprotected == variant else _by_seed(base, score)
             gains = [values[seed] - others[seed] for seed in values if seed in others]
-            if unprotected == variant:
-                gains = []
-            rows.append(
-                (
-                    *(variant.title, variant.strength, variant.length, score),
-                    *mean_and_interval(list(values.values())),
-                    lost_seeds[variant.label],
-                    *(mean_and_interval(gains).mean, paired_p(gains)),
-                )
-            )
+            name = (variant.title, variant.strength, variant.length, score)
+            mean = mean_and_interval(list(values.values()))
+            difference = mean_and_interval(gains).mean
+            rows.append((*name, *mean, lost_seeds[variant.label], difference, paired_p(gains)))
     table = pd.DataFrame(rows, columns=SCORE_COLUMNS[:-1])
     return table.assign(p_holm=table.groupby("score", sort=False)["p"].transform(holm).astype(float))
+
+
+def _by_seed(scores: Scores, score: str) -> dict[int, float]:
+    """Return one score by seed, where it was measured."""
+    return {seed: own[score] for seed, own in scores.items() if score in own}
 
 
 def _unprotected(every: Sequence[Variant], variant: Variant) -> Variant | None:

@@ -58,7 +58,7 @@ def _removal(config: CriticalPeriod, tables: Tables) -> list[Section]:
 def _control(config: CriticalPeriod, control: pd.DataFrame) -> Section:
     text = (
         "The lr-matched control is a fresh network without deficit, trained with the learning rates that the impaired "
-        "one sees after removal. What it loses, the deficit need not explain. The share says little where the loss is "
+        "one sees after removal. What it loses is due to the learning rate. The share means little where the loss is "
         "not clearly above 0."
     )
     headings = ["deficit", "epoch of removal", "loss", "control's loss", "explained by it", "left", "p (Holm)"]

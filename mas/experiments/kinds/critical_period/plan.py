@@ -28,7 +28,7 @@ class Run:
 
     @property
     def label(self) -> str:
-        """A name by which results are told apart."""
+        """The label of the run's results."""
         if self.deficit is not None:
             return f"{self.deficit}_{self.start}-{self.end}_of_{self.epochs}"
         return f"control_{self.first_epoch}_of_{self.epochs}" if self.first_epoch else f"clear_{self.epochs}"
@@ -58,7 +58,7 @@ def points(config: CriticalPeriod) -> list[Point]:
 
 
 def traced_runs(config: CriticalPeriod) -> list[Run]:
-    """Return the runs that are looked at all along: with the deficit, and as long without."""
+    """Return the runs that the trace's probes measure: one with the deficit, and one as long without."""
     if config.trace is None:
         return []
     impaired = removed_run(config, config.deficit.title(), config.trace.end)

@@ -14,12 +14,36 @@ from mas.experiments.tables import cells_table, final_accuracies, results_table
 from mas.experiments.traces import diverged, probes_table, shift_table, trace_table
 
 CURVE_COLUMNS = [
-    *("curve", "deficit", "epoch", "run", "reference", "accuracy", "ci_low", "ci_high", "n", "diverged"),
-    *("train_accuracy", "loss", "loss_ci_low", "loss_ci_high", "loss_n", "p", "p_holm"),
+    "curve",
+    "deficit",
+    "epoch",
+    "run",
+    "reference",
+    "accuracy",
+    "ci_low",
+    "ci_high",
+    "n",
+    "diverged",
+    "train_accuracy",
+    "loss",
+    "loss_ci_low",
+    "loss_ci_high",
+    "loss_n",
+    "p",
+    "p_holm",
 ]
 CONTROL_COLUMNS = [
-    *("deficit", "epoch", "loss", "control_loss", "explained", "left", "left_ci_low", "left_ci_high"),
-    *("n", "p", "p_holm"),
+    "deficit",
+    "epoch",
+    "loss",
+    "control_loss",
+    "explained",
+    "left",
+    "left_ci_low",
+    "left_ci_high",
+    "n",
+    "p",
+    "p_holm",
 ]
 
 
@@ -49,16 +73,22 @@ def curves(config: CriticalPeriod, records: Sequence[CellRecord]) -> pd.DataFram
     ``diverged`` are in no mean.
     """
     lost_seeds = diverged(records)
-    test, train = final_accuracies(records), _train_accuracies(records)
+    test = final_accuracies(records)
+    train = _train_accuracies(records)
     rows = []
     for point in points(config):
         run, reference = point.run.label, point.reference.label
-        same = point.run == point.reference
-        losses = [] if same else _differences(test.get(reference, {}), test.get(run, {}))
+        own = test.get(run, {})
+        base = {} if point.run == point.reference else test.get(reference, {})
+        losses = _differences(base, own)
         rows.append(
             (
-                *(point.curve, point.deficit, point.epoch, run, reference),
-                *mean_and_interval(list(test.get(run, {}).values())),
+                point.curve,
+                point.deficit,
+                point.epoch,
+                run,
+                reference,
+                *mean_and_interval(list(own.values())),
                 lost_seeds[run],
                 mean_and_interval(list(train.get(run, {}).values())).mean,
                 *mean_and_interval(losses),

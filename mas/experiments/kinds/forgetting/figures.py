@@ -41,24 +41,37 @@ def draw_stream(by_label: Mapping[str, list[Matrix]]) -> Figure:
     """Draw mean accuracy on the experiences seen so far, after each; band: 95 % over seeds."""
     figure, axes = blank(7.6, 4.0)
     for number, (label, own) in enumerate(by_label.items()):
-        size = own[0].shape[1]
-        points = [mean_and_interval([m[t + 1, : t + 1].mean() for m in own]) for t in range(size)]
-        mean, low, high = (100 * np.array(column) for column in list(zip(*points, strict=True))[:3])
+        mean, low, high = _seen_so_far(own)
         if np.isfinite(mean).sum() == 1:  # joint training: one row, drawn as a level
             axes.axhline(mean[-1], color=colour(number), linestyle="--", label=label)
             continue
-        axes.plot(range(1, size + 1), mean, marker="o", color=colour(number), label=label)
-        axes.fill_between(range(1, size + 1), low, high.clip(max=100), color=colour(number), alpha=0.15, linewidth=0)
+        trained = range(1, len(mean) + 1)
+        axes.plot(trained, mean, marker="o", color=colour(number), label=label)
+        axes.fill_between(trained, low, high.clip(max=100), color=colour(number), alpha=0.15, linewidth=0)
     several = any(len(own) > 1 for own in by_label.values())
+    over_seeds = ", mean and 95 % interval over seeds" if several else ""
     axes.set(
         xlabel="experiences trained",
         ylabel="accuracy on those seen so far, %",
-        title="Accuracy over the stream" + (", mean and 95 % interval over seeds" if several else ""),
+        title=f"Accuracy over the stream{over_seeds}",
     )
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     legend_beside(axes)
     return figure
+
+
+def _seen_so_far(own: list[Matrix]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the mean accuracy on the experiences so far after each, and its interval, in percent."""
+    size = own[0].shape[1]
+    points = []
+    for t in range(size):
+        accuracies = [matrix[t + 1, : t + 1].mean() for matrix in own]
+        points.append(mean_and_interval(accuracies))
+    mean = np.array([point.mean for point in points])
+    low = np.array([point.ci_low for point in points])
+    high = np.array([point.ci_high for point in points])
+    return 100 * mean, 100 * low, 100 * high
 
 
 def draw_matrix(label: str, own: list[Matrix]) -> Figure:

@@ -35,9 +35,9 @@ def tables(config: Forgetting, results: Results) -> dict[str, pd.DataFrame]:
 def selection_table(results: Results) -> pd.DataFrame:
     """Return every try and what it cost, columns `SELECTION_COLUMNS`.
 
-    Of values chosen from a list there is a row per (strategy, value, seed), ``ACC`` the final one; of what
-    is chosen continually a row per (strategy, seed, experience, strength), ``ACC`` that on the
-    experience's held-out data.
+    Values chosen from a list have a row per (strategy, value, seed), with the final ``ACC``. Strengths
+    chosen continually have a row per (strategy, seed, experience, strength); their ``ACC`` is the
+    accuracy on the experience's held-out data.
     """
     rows = [*_listed_rows(results), *_continual_rows(results.records)]
     table = pd.DataFrame(rows, columns=SELECTION_COLUMNS)
@@ -57,13 +57,14 @@ def _listed_rows(results: Results) -> list[Row]:
 
 
 def _tried_rows(label: str, tried: Tried, chosen: Choice | None) -> list[Row]:
-    return [
-        (
-            *(label, str(tried.choice), record.seed, None, record.outcome.status),
-            *(record.outcome.final_acc(), record.outcome.seconds, tried.choice == chosen),
-        )
-        for record in tried.records
-    ]
+    rows: list[Row] = []
+    value = str(tried.choice)
+    is_chosen = tried.choice == chosen
+    for record in tried.records:
+        outcome = record.outcome
+        acc = outcome.final_acc()
+        rows.append((label, value, record.seed, None, outcome.status, acc, outcome.seconds, is_chosen))
+    return rows
 
 
 def _continual_rows(records: Sequence[CellRecord]) -> list[Row]:
@@ -81,8 +82,8 @@ def _continual_rows(records: Sequence[CellRecord]) -> list[Row]:
 def chosen_rows(selection: pd.DataFrame) -> pd.DataFrame:
     """Return a row per value of a list: strategy, value, ACC (mean), seconds, chosen, remark.
 
-    The remark says where a number that was chosen is the least or the greatest tried, and where
-    others did as well.
+    The remark notes a chosen number that is the least or the greatest tried, and other values with
+    the same ACC.
     """
     rows = []
     for label, own in selection[selection["experience"].isna()].groupby("strategy", sort=False):
