@@ -8,9 +8,9 @@ import pytest
 
 from mas import experiments
 from mas.experiments.build import build_benchmark
-from mas.experiments.read_config import load_config
 from mas.experiments.errors import UserError
 from mas.experiments.plan import Plan
+from mas.experiments.read_config import load_config
 from mas.experiments.training import train_cell
 
 MODULE = '''
