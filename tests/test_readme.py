@@ -10,17 +10,13 @@ import pytest
 import torch
 import yaml
 
-<<<<<<< HEAD
-from mas.strategies.probes import ProbeRow
-=======
 from mas import experiments
-from mas.experiments.read_config import load_config
 from mas.experiments.config.schema import Training
 from mas.experiments.losses import LOSSES
+from mas.experiments.read_config import load_config
 from mas.experiments.registry import KINDS
 from mas.experiments.schedules import SCHEDULES, TORCH_SCHEDULES
-from mas.strategies.probes import Row
->>>>>>> w-j
+from mas.strategies.probes import ProbeRow
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -77,13 +73,8 @@ def test_the_probe_example_prints_its_rows_and_no_flood():
     rows = [line.split() for line in printed(EXAMPLES["probes"])]
     looks = (("fisher_trace", "1"), ("fisher_trace", "3"), ("dormant_units", "2"))
     assert [(row[1], row[3], row[4]) for row in rows] == [(epoch, *at) for epoch in ("0", "5", "10") for at in looks]
-<<<<<<< HEAD
-    (comment,) = re.findall(r"print\(\*row\)  # (.*)", EXAMPLES[2])
-    assert re.sub(r" \(.*?\)", "", comment).split(", ") == list(ProbeRow._fields)
-=======
     (comment,) = re.findall(r"print\(\*row\)  # (.*)", EXAMPLES["probes"])
-    assert re.sub(r" \(.*?\)", "", comment).split(", ") == list(Row._fields)
->>>>>>> w-j
+    assert re.sub(r" \(.*?\)", "", comment).split(", ") == list(ProbeRow._fields)
 
 
 def test_the_library_example_needs_no_avalanche():
