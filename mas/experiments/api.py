@@ -78,7 +78,7 @@ class Run:
         return [*super().__dir__(), *self.tables]
 
     def __getattr__(self, name: str) -> pd.DataFrame:
-        if name.startswith("_") or name in self.__annotations__:  # a copy that is not filled in yet has no tables
+        if name.startswith("_") or name in self.__dataclass_fields__:  # a copy that is not filled in yet has no tables
             raise AttributeError(name)
         if name not in self.tables:
             raise AttributeError(f"no table {name!r}; this run has {', '.join(self.tables)}")

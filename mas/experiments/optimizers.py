@@ -33,7 +33,8 @@ def make_optimizer(
     if takes(name, "momentum"):
         arguments["momentum"] = momentum
     # one kernel a step; with momentum it breaks where a parameter gets its first gradient later than others
-    if name in ("adam", "adamw") or (name == "sgd" and not momentum):
+    can_fuse = name in ("adam", "adamw") or (name == "sgd" and not momentum)
+    if can_fuse and not options.keys() & {"foreach", "differentiable"}:  # torch refuses these with fused
         arguments.setdefault("fused", True)
     known = {key: value for key, value in arguments.items() if takes(name, key)}
     return OPTIMIZERS[name](model.parameters(), **known)

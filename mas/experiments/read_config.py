@@ -17,7 +17,7 @@ from mas.experiments.config.search import SELECT, Search, candidates, put, take_
 from mas.experiments.config.yaml_source import Source, nearest
 from mas.experiments.errors import RenamedWarning, UserError
 from mas.experiments.kind import Kind
-from mas.experiments.optimizers import takes
+from mas.experiments.optimizers import OPTIMIZERS, takes
 from mas.experiments.registry import KINDS
 from mas.experiments.trial import try_config
 
@@ -109,6 +109,21 @@ def _validated(kind: Kind[Any], source: Source, data: dict[str, Any], searches: 
             except ValidationError as error:
                 tried = Search(search.place, (value,))
                 raise UserError(*complaints(source, kind.config, changed, error, [tried], number)) from None
+    return _with_searches(config, searches, source)
+
+
+def _with_searches(config: Experiment, searches: Sequence[Search], source: Source) -> Experiment:
+    """Return the config with its searches; raise UserError if one chooses between names whose options differ."""
+    for search in searches:
+        try:
+            config.with_searches([search])
+        except ValidationError:
+            where = source.where((*search.place, SELECT))
+            name, *_ = search.values
+            example = f"{{select: [{{{search.place[-1]}: {name}, ...}}, ...]}}"
+            raise UserError(
+                f"{where}: found names with different options; choose between whole maps: {example}"
+            ) from None
     return config.with_searches(searches)
 
 
@@ -145,10 +160,16 @@ _NEVER_CHOSEN = ("data_root", "probes", "save_model", "seeds", "selection")
 
 
 def _check_training(config: Experiment, source: Source) -> None:
-    optimizer = config.training.optimizer.name
-    if config.training.momentum and not takes(optimizer, "momentum"):
-        where = source.where(("training", "momentum"))
-        raise UserError(f"{where}: found momentum with {optimizer}; allowed: only with optimizer: sgd, rmsprop")
+    """Raise UserError for a value that an optimizer does not take, in any combination of values to choose from."""
+    searches = [search for search in config.searches if search.place[0] == "training"]
+    for choice in candidates(searches):
+        training = config.with_choice(choice).training
+        optimizer = training.optimizer.name
+        for key, value in {"momentum": training.momentum, "weight_decay": training.weight_decay}.items():
+            if value and not takes(optimizer, key):
+                where = source.where(("training", key))
+                allowed = ", ".join(name for name in OPTIMIZERS if takes(name, key))
+                raise UserError(f"{where}: found {key} with {optimizer}; allowed: only with optimizer: {allowed}")
 
 
 def _check_searches(kind: Kind[Any], config: Experiment, source: Source) -> None:

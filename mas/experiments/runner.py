@@ -181,7 +181,7 @@ def _train_all(
     for cell, trained in _train(missing, workers, keep_weights):
         if isinstance(trained, str):
             failed.append(f"{cell.id}: {trained}")
-            progress(CellEnded(cell, "failed"))
+            progress(CellEnded(cell, "failed", trained))
         else:
             outcome = trained.outcome
             store.save(cell, outcome, trained.weights)
@@ -230,7 +230,8 @@ def _main_module_hidden() -> Iterator[None]:
 
 def _end_with_parent() -> None:
     """End this worker when its parent process ends; otherwise it would wait for work forever."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: do not train on with the cells that are queued already
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a background job, where the parent goes on
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: do not train the cells that are queued already
     parent = parent_process()
 
     def wait_for_end() -> None:

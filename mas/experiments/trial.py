@@ -18,6 +18,7 @@ from mas.experiments.config.schema import (
     ProbeOptions,
     ScheduledDeficit,
     StrategyOptions,
+    StreamOptions,
     parts_of,
 )
 from mas.experiments.config.search import SELECT, Choice, candidates
@@ -72,16 +73,19 @@ def _try_benchmark(kind: Kind[Any], config: Experiment, source: Source) -> Any:
     _check_datasets(config, source)
     stream = config.benchmark
     with _said_at(source, ("benchmark",)):
-        benchmark = stream.entry(**stream.arguments())
+        benchmark = _benchmark_of(stream)
         if not hasattr(benchmark, "train_stream"):
             raise ValueError(f"the stream is a {type(benchmark).__name__}; expected a benchmark of Avalanche")
     selection = kind.selection(config)
     chooses = config.searches or any(s.continual_choice for _, s in parts_of(config, StrategyOptions))
     if selection is not None and chooses:
         with _said_at(source, ("selection", "validation")):
-            held = stream.holding_out(selection.validation)
-            held.entry(**held.arguments())
+            _benchmark_of(stream.holding_out(selection.validation))
     return benchmark
+
+
+def _benchmark_of(stream: StreamOptions) -> Any:
+    return stream.entry(**stream.arguments(), seed=0)
 
 
 def _check_datasets(config: Experiment, source: Source) -> None:
@@ -133,7 +137,7 @@ def _try_values(config: Experiment, benchmark: Any, source: Source) -> None:
 def _try_value(config: Experiment, variant: Experiment, benchmark: Any) -> None:
     stream = variant.benchmark
     if stream != config.benchmark:
-        benchmark = stream.entry(**stream.arguments())
+        benchmark = _benchmark_of(stream)
     elif variant.model == config.model and variant.training == config.training:
         return
     model = model_for(benchmark, variant.model, seed=0)

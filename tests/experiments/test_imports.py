@@ -50,6 +50,16 @@ def pairs(count: int = 2, validation: float = 0.0, seed: int = 0):
     return split("digits", count, scenario="domain", validation=validation, seed=seed)
 
 
+def needs_seed(seed: int):
+    """Return a stream."""
+    return pairs(seed=seed)
+
+
+def takes_no_seed():
+    """Return a stream that is the same for each seed."""
+    return pairs()
+
+
 def darker(x, y, generator, share: float):
     """Return images with less light."""
     return x * (1 - share), y
@@ -160,6 +170,17 @@ def test_a_stream_of_ones_own_is_the_stream_it_builds(write):
     own = outcome(write(benchmark=OWN["benchmark"][0])[0])
     theirs = outcome(write(benchmark="{dataset: digits, experiences: 2, scenario: domain}")[0])
     assert np.array_equal(own.matrix(), theirs.matrix())
+
+
+def test_a_stream_gets_the_seed(write):
+    own = outcome(write(benchmark="{stream: import, function: MODULE:needs_seed}")[0])
+    theirs = outcome(write(benchmark="{dataset: digits, experiences: 2, scenario: domain}")[0])
+    assert np.array_equal(own.matrix(), theirs.matrix())
+
+
+def test_a_stream_that_takes_no_seed_is_refused_before_the_run(write):
+    path, _ = write(benchmark="{stream: import, function: MODULE:takes_no_seed}")
+    assert "unexpected keyword argument 'seed'" in refusal(path)
 
 
 def test_a_deficit_of_ones_own_impairs(write):

@@ -253,7 +253,7 @@ def test_progress_is_told_of_every_cell_as_it_ends(config, tmp_path, monkeypatch
         "mas-seed0: finished, 0.0 s",
         "ewc-seed0: diverged (loss is nan), 2.2 s",
     ]
-    assert str(ended[6]) == "mas-seed1: failed"
+    assert str(ended[6]) == "mas-seed1: failed (ZeroDivisionError: oh)"
 
 
 # Law 11: a blow-up is said.

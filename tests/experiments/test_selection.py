@@ -306,6 +306,15 @@ deficit: {{name: blur}}
         ("model={select: [{name: mlp}, {name: vit_tiny, patch: 5}]}", r"model.*: patch is 5; images of 8x8 need one"),
         ("benchmark.validation=0.1", r"benchmark\.validation: .*holds out data by selection\.validation"),
         ("seeds={select: [2, 3]}", r"seeds\.select: found values on which no run depends; give one value$"),
+        (
+            "model={name: {select: [mlp, lenet]}}",
+            r"model\.name\.select: found names with different options; choose between",
+        ),
+        ("training.loss={name: {select: [cross_entropy, multi_margin]}}", r"loss\.name\.select: found names with diff"),
+        (
+            "training.momentum={select: [0, 0.9]}",
+            r"training\.momentum: found momentum with adam; allowed: only with optimizer: rmsprop, sgd$",
+        ),
         ("seeds=[7, 0]", r"selection\.seeds: found 7, for which results are reported; allowed: other seeds$"),
         ("strategies={select: [[{name: naive}], [{name: mas}, {name: l2}]]}", r"strategies\.select: found values that"),
     ],
@@ -316,6 +325,14 @@ def test_what_cannot_be_chosen_from_is_said_where_it_stands(change, message, tmp
         with_select(tmp_path, *changes)
     assert len(caught.value.lines) == 1
     assert "\n" not in caught.value.lines[0]
+
+
+def test_every_combination_of_optimizer_and_momentum_is_checked(tmp_path):
+    optimizer = "training.optimizer={select: [sgd, adam]}"
+    with_select(tmp_path, optimizer, "training.momentum=0.0")
+    for momentum in ("0.9", "{select: [0.0, 0.9]}"):
+        with pytest.raises(UserError, match="found momentum with adam"):
+            with_select(tmp_path, optimizer, f"training.momentum={momentum}")
 
 
 # A run that chooses.

@@ -79,6 +79,7 @@ OPTIONS = [
     ("adagrad", {}, lambda p: torch.optim.Adagrad(p, lr=0.01)),
     ("rprop", {}, lambda p: torch.optim.Rprop(p, lr=0.01)),  # which has no weight_decay
     ("adam", {}, lambda p: torch.optim.Adam(p, lr=0.01)),
+    ({"name": "adam", "foreach": True}, {}, lambda p: torch.optim.Adam(p, lr=0.01, foreach=True)),
 ]
 
 
@@ -91,6 +92,13 @@ def test_an_optimizer_by_name_trains_as_by_hand(name, others, make):
     assert not torch.equal(before[0], found[0])
     for a, b in zip(found, expected, strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_an_optimizer_without_weight_decay_refuses_it(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(TEXT)
+    with pytest.raises(UserError, match=r"training\.weight_decay: found weight_decay with rprop; allowed: only with"):
+        load_config(path, ["training.optimizer=rprop", "training.weight_decay=0.1"])
 
 
 def test_options_of_an_optimizer_matter():
@@ -262,7 +270,7 @@ def test_step_and_step_lr_are_the_same_training():
         ("optimizer: {name: sgd, momentum: 0.5}", "training.optimizer: "),
         ("optimizer: 3", "training.optimizer: found 3; allowed: "),
         ("optimizer: lbfgs", "training.optimizer: found 'lbfgs'; allowed: "),
-        ("momentum: 0.9", "training.momentum: found momentum with adam; allowed: only with optimizer: sgd, rmsprop"),
+        ("momentum: 0.9", "training.momentum: found momentum with adam; allowed: only with optimizer: rmsprop, sgd"),
         ("loss: crossentropy", "training.loss.name: found 'crossentropy', did you mean 'cross_entropy'?; allowed: "),
         ("loss: {name: multi_margin, p: 3}", "training.loss.p: found 3; allowed: 1, 2"),
         ("loss: {name: cross_entropy, label_smoothing: 1.5}", "training.loss.label_smoothing: found 1.5; allowed: "),

@@ -1,9 +1,8 @@
 """What people read of a consolidated deficit."""
 
-from collections.abc import Mapping
-
 import pandas as pd
 
+from mas.experiments.kind import Tables
 from mas.experiments.kinds.consolidated_deficit.config import ConsolidatedDeficit
 from mas.experiments.kinds.consolidated_deficit.tables import SCORES, SHARES
 from mas.experiments.report.sections import Headline, Page, Section, Table
@@ -17,8 +16,6 @@ from mas.experiments.report.text import (
     percent,
     with_diverged,
 )
-
-Tables = Mapping[str, pd.DataFrame]
 
 
 def page(config: ConsolidatedDeficit, tables: Tables) -> Page:

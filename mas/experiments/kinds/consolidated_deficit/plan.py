@@ -57,13 +57,13 @@ def _settings(config: ConsolidatedDeficit, variant: Variant) -> CellSettings:
     return settings_for(
         config,
         strategy=variant.strategy,
-        benchmark=_recovery(config),
+        benchmark=_deficit_then_clear(config),
         epochs=[variant.length, config.training.epochs_of(0)],
         probes=config.probes,
     )
 
 
-def _recovery(config: ConsolidatedDeficit) -> StreamOptions:
+def _deficit_then_clear(config: ConsolidatedDeficit) -> StreamOptions:
     """Return the config's stream as two experiences, impaired and clear."""
     options = config.benchmark.arguments() | {"stream": "deficit_then_clear", "deficit": config.deficit.spec()}
     return STREAM_MODELS["deficit_then_clear"].model_validate(options)  # type: ignore[return-value]

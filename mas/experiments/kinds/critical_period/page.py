@@ -1,9 +1,8 @@
 """What people read of critical periods."""
 
-from collections.abc import Mapping
-
 import pandas as pd
 
+from mas.experiments.kind import Tables
 from mas.experiments.kinds.critical_period.config import CriticalPeriod
 from mas.experiments.report.sections import Headline, Page, Section, Table
 from mas.experiments.report.text import (
@@ -20,8 +19,6 @@ from mas.experiments.report.text import (
 from mas.experiments.traces import TOTAL, fisher_traces
 
 CONSTANT = "The learning rate is constant: the lr-matched control would be the clear run itself, and is not needed."
-
-Tables = Mapping[str, pd.DataFrame]
 
 
 def page(config: CriticalPeriod, tables: Tables) -> Page:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from mas.experiments.kind import Tables
 from mas.experiments.kinds.forgetting.config import Forgetting
 from mas.experiments.kinds.forgetting.scores import BASELINE, CEILINGS, best_of, reference_of
 from mas.experiments.kinds.forgetting.tables import chosen_rows, tuned_rows
@@ -11,7 +12,6 @@ from mas.experiments.report.sections import Headline, Page, Section, Table
 from mas.experiments.report.text import few_seeds, intervals, number, percent
 from mas.experiments.traces import as_drawn
 
-Tables = Mapping[str, pd.DataFrame]
 Cells = dict[str, str]  # text by score
 
 # score -> heading, in the order of the table; the first four are what a terminal has room for
