@@ -1,5 +1,6 @@
 """Experiments from Python: run a config, or load what a run has written, and get its tables and figures."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from mas.experiments.runner import Progress, read_folder, run_experiment
 from mas.experiments.store import Store
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A run of an experiment: its config, and its tables and figures.
 
@@ -67,8 +68,19 @@ class Run:
         """Write tables, figures and the page ``report.html`` into the folder; return their short form."""
         return write_report(Store(self.folder), self.config, self.outcomes)
 
+    def __repr__(self) -> str:
+        """Return a short form: the records of every cell would fill a notebook."""
+        cells = f"{len(self.outcomes.records)} cells, {len(self.failed)} failed"
+        return f"Run({str(self.folder)!r}: {self.config.experiment}, {cells})"
+
+    def __dir__(self) -> list[str]:
+        """Return the names to complete, tables among them."""
+        return [*super().__dir__(), *self.tables]
+
     def __getattr__(self, name: str) -> pd.DataFrame:
-        if name.startswith("_") or name not in self.tables:
+        if name.startswith("_") or name in self.__annotations__:  # a copy that is not filled in yet has no tables
+            raise AttributeError(name)
+        if name not in self.tables:
             raise AttributeError(f"no table {name!r}; this run has {', '.join(self.tables)}")
         return self.tables[name]
 
@@ -100,13 +112,19 @@ def run(
 
     >>> run("configs/split_digits.yaml", {"seeds": 2}, output="runs/small").summary  # doctest: +SKIP
     """
-    given = [f"{key}={value}" for key, value in changes.items()] if isinstance(changes, Mapping) else changes
-    loaded = load_config(config, given, Path(data) if data else None)
+    loaded = load_config(config, _as_text(changes), Path(data) if data else None)
     outcome = run_experiment(loaded, Path(output), workers, progress)
     made = Run(Path(output), loaded, outcome.results, tuple(outcome.failed))
     if outcome.results.records:
         made.report()
     return made
+
+
+def _as_text(changes: Mapping[str, Any] | Sequence[str]) -> Sequence[str]:
+    """Return changes as the command line takes them; JSON is YAML, and keeps None, "3" and "a: b" what they are."""
+    if not isinstance(changes, Mapping):
+        return changes
+    return [f"{key}={json.dumps(value, default=str, ensure_ascii=False)}" for key, value in changes.items()]
 
 
 def load(folder: str | Path) -> Run:

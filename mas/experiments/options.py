@@ -107,7 +107,7 @@ def _imported(key: str, given: frozenset[str], base: type[EntryOptions]) -> type
     bases = (ImportedOptions,) if issubclass(ImportedOptions, base) else (base, ImportedOptions)
     model: Any = create_model("import_options", __base__=bases, **fields)
     model.given = given
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def tag_of(model: type[BaseModel]) -> tuple[str, str] | None:

@@ -415,14 +415,16 @@ def test_mistakes_below_an_old_key_are_found_in_their_lines(write):
 
 @pytest.mark.filterwarnings("ignore::mas.experiments.errors.RenamedWarning")
 def test_an_old_key_can_be_set(write):
-    assert load_config(write(OLD), ["selectivity=[]"]).other_deficits == []
-    assert complaints(write(OLD.replace("selectivity", "other_deficits")), "selectivity=[]") == [
-        "--set selectivity=[]: selectivity: is the old name of other_deficits, which stands there too; "
-        "leave selectivity out"
-    ]
-    assert complaints(write(OLD + "other_deficits: []\n")) == [
-        "c.yaml:5: selectivity: is the old name of other_deficits, which stands there too; leave selectivity out"
-    ]
+    old, new = OLD, OLD.replace("selectivity", "other_deficits")
+    for text in (old, new):
+        for key in ("selectivity", "other_deficits"):
+            assert load_config(write(text), [f"{key}=[]"]).other_deficits == []
+    found = "found an old name of other_deficits, which is given too; give other_deficits alone"
+    both = ("selectivity=[]", "other_deficits=[]")
+    assert complaints(write(new), *both) == [f"--set selectivity=[]: selectivity: {found}"]
+    within = "selectivity.0.name=flip"
+    assert complaints(write(new), within) == [f"--set {within}: selectivity[0].name: {found}"]
+    assert complaints(write(old + "other_deficits: []\n")) == [f"c.yaml:5: selectivity: {found}"]
 
 
 def test_an_old_key_of_one_kind_is_none_of_another(write):

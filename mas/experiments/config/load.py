@@ -78,8 +78,9 @@ def _read_old_names(kind: Kind[Any], source: Source) -> None:
     """Put new names in the place of old ones, with a warning for each."""
     for old, new in kind.renamed.items():
         if old in source.data:
-            _warn(f"{source.where((old,))}: is now called {new}; the old name still works")
+            where = source.where((old,))
             source.rename_key(old, new)
+            _warn(f"{where}: is now called {new}; the old name still works")
     benchmark = source.data.get("benchmark")
     old_stream = benchmark.get("stream") if isinstance(benchmark, dict) else None
     if isinstance(old_stream, str) and old_stream in RENAMED_STREAMS:

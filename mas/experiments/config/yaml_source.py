@@ -43,9 +43,20 @@ class Source:
         return f"{self.path}:{line}: {name}" if name else f"{self.path}:{line}"
 
     def rename_key(self, old: str, new: str) -> None:
-        """Read a key of the outermost map under another name; raise UserError if both names stand there."""
+        """Read a key of the outermost map under another name; of both, the one that a change has set counts.
+
+        Raises:
+            UserError: both stand there, and neither or each of them was set by a change.
+        """
         if new in self.data:
-            raise UserError(f"{self.where((old,))}: is the old name of {new}, which stands there too; leave {old} out")
+            old_is_set, new_is_set = (old,) in self.changes, (new,) in self.changes
+            if old_is_set == new_is_set:
+                inner = next((key for key in self.changes if key[0] == old), (old,))
+                found = f"found an old name of {new}, which is given too"
+                raise UserError(f"{self.where(inner)}: {found}; give {new} alone")
+            del self.data[old if new_is_set else new]
+            if new_is_set:
+                return
         self.data = {new if key == old else key: value for key, value in self.data.items()}
         self.lines = {_with_first(key, old, new): line for key, line in self.lines.items()}
         self.changes = {_with_first(key, old, new): change for key, change in self.changes.items()}
