@@ -206,8 +206,11 @@ def _as_strategy_does(strategy: Any, model: nn.Module, batch: Batch) -> Any:
 
 def _reads_minibatches(strategy: Any) -> bool:
     """Tell whether a strategy finds the input in a minibatch in another way than Avalanche's supervised ones."""
-    names = ("forward", "mb_x")
-    return any(getattr(type(strategy), name) is not getattr(SupervisedProblem, name) for name in names)
+    for name in ("forward", "mb_x"):
+        usual = getattr(SupervisedProblem, name)
+        if getattr(type(strategy), name, usual) is not usual:
+            return True
+    return False
 
 
 @contextmanager
