@@ -1,12 +1,12 @@
-"""mas: memory-aware synapses, and what else per-sample gradients tell about a network.
+"""mas: memory-aware synapses and other measures based on per-sample gradients.
 
-The core idea stands in three files, read in this order:
+The core is in three files, best read in this order:
 
     mas/gradients.py     per_sample_moments: sums over samples of |g| or g squared, exact
     mas/importance.py    MAS and Fisher importance: a few lines each over the engine
     mas/penalty.py       QuadraticPenalty: keep important weights near their anchor
 
-Nothing is imported until it is used, so that ``import mas`` and ``mas --help`` stay quick.
+Modules are imported on first use, so that ``import mas`` and ``mas --help`` are fast.
 """
 
 import warnings
@@ -60,12 +60,12 @@ _HOME = {
     "fisher_importance": "mas.importance",
     "uniform_importance": "mas.importance",
     "random_importance": "mas.importance",
-    # the same, gathered while training
+    # the same, accumulated during training
     "PathIntegral": "mas.path_integral",
     "RiemannianWalk": "mas.path_integral",
-    # protect them
+    # protect these weights
     "QuadraticPenalty": "mas.penalty",
-    # how much the weights know
+    # information in the weights
     "fisher_trace": "mas.information",
     "by_layer": "mas.information",
     "layer_shares": "mas.information",
@@ -74,7 +74,7 @@ _HOME = {
     "posterior_std": "mas.information",
     "accuracy_under_noise": "mas.information",
     "accuracy_information_curve": "mas.information",
-    # how well the network still learns
+    # plasticity
     "dead_units": "mas.plasticity",
     "dormant_units": "mas.plasticity",
     "effective_rank": "mas.plasticity",
@@ -84,10 +84,10 @@ _HOME = {
     "stable_rank": "mas.plasticity",
     "trainability": "mas.plasticity",
     "unit_activity": "mas.plasticity",
-    # who forgets what
+    # continual-learning scores
     "forgetting_scores": "mas.forgetting",
 }
-_LAYERS = ("strategies", "benchmarks", "experiments")  # these need Avalanche, and import it when first touched
+_LAYERS = ("strategies", "benchmarks", "experiments")  # these need Avalanche and import it on first use
 _RENAMED = {"measuring": "preserving_state"}  # old name -> new one
 
 __all__ = [  # noqa: PLE0604 - the tables above are the single list of names

@@ -186,7 +186,7 @@ def test_a_batch_as_large_as_the_sequence_is_long_is_not_confused():
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", sorted(CASES.keys() - SLOW))
 def test_closed_forms_are_what_is_used_where_they_exist(name, training, monkeypatch):
-    """The slow road is exact as well, so only this test notices if everything takes it."""
+    """The fallback is exact as well, so only this test fails if everything uses it."""
     monkeypatch.setattr(mas.gradients.SamplePass, "_add_by_fallback", lambda *_: pytest.fail("used the fallback"))
     case = make(name)
     case.model.train(training)
@@ -275,7 +275,7 @@ def test_autocast_accumulates_in_float32(name):
         assert (found[key] - value).abs().max() <= 0.1 * max(expected[k].abs().max() for k in expected), key
 
 
-def test_packed_sequences_go_the_slow_road():
+def test_packed_sequences_use_the_fallback():
     class Packed(nn.Module):
         def __init__(self):
             super().__init__()

@@ -63,7 +63,7 @@ def test_a_batch_is_its_samples(name, monkeypatch):
     (shuffled,) = DataLoader(data, sampler=order, batch_size=len(data), collate_fn=data.collate_fn)
     assert_equal(shuffled, [part[order] for part in expected])
     with monkeypatch.context() as patch:
-        patch.setattr(Sample, "_made", lambda self: pytest.fail("asked for one sample"))
+        patch.setattr(Sample, "_items", lambda self: pytest.fail("asked for one sample"))
         (default,) = DataLoader(data, len(data))  # torch's own collate function
     assert_equal(default, expected)
     assert list(data.targets) == expected[1].tolist()

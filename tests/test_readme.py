@@ -81,23 +81,30 @@ def test_the_library_example_needs_no_avalanche():
     assert "avalanche" not in EXAMPLES["plain"]
 
 
-@pytest.mark.parametrize("name", ["run", "run a dict"])
-def test_experiments_run_from_a_script_without_a_guard(name, folder):
-    (folder / "script.py").write_text(EXAMPLES[name])
-    done = subprocess.run(
-        [sys.executable, "script.py"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    heading, *rows = done.stdout.splitlines()
+def check_means(lines):
+    """See that the lines are the means of ACC by strategy."""
+    heading, *rows = lines
     assert heading.split() == ["strategy", "mean"]
     shown = {strategy: float(mean) for _, strategy, mean in map(str.split, rows)}
     assert {"naive", "mas"} <= set(shown)
     assert all(0 < mean < 1 for mean in shown.values())
+
+
+def test_an_experiment_runs_from_a_dict(folder, capsys):
+    exec(compile(EXAMPLES["run a dict"], "example", "exec"), {})  # noqa: S102
+    check_means(capsys.readouterr().out.splitlines())
     assert (folder / "accuracy.png").stat().st_size
+
+
+@pytest.mark.slow
+def test_an_experiment_runs_from_a_script_without_a_guard(folder):
+    (folder / "script.py").write_text(EXAMPLES["run"])
+    path = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "script.py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=path)
     assert not done.stderr
+    check_means(done.stdout.splitlines())
+    assert (folder / "accuracy.png").stat().st_size
 
 
 @pytest.mark.parametrize("number", range(len(CONFIGS)))
@@ -119,6 +126,14 @@ def test_own_parts_are_trained(folder):
     assert set(torch.load(folder / "run/models/twice-seed0.pt", weights_only=True)) == {
         f"{layer}.{part}" for layer in ("0.1", "1") for part in ("weight", "bias")
     }
+
+
+def test_a_stream_that_cannot_be_shown_twice_is_refused(folder, monkeypatch):
+    monkeypatch.syspath_prepend(folder)
+    (config,) = [shown for shown in CONFIGS if shown.get("experiment") == "consolidated_deficit"]
+    benchmark = {"stream": "import", "function": "own:pairs"}
+    with pytest.raises(experiments.UserError, match=r"benchmark\.stream: found 'import'; allowed: whole"):
+        load_config(config | {"benchmark": benchmark})
 
 
 def test_the_page_names_every_key_and_kind():

@@ -70,7 +70,7 @@ class CellSettings(Options):
     def told(self) -> str:
         """Return in one line what distinguishes the cell: its strategy, its deficit and the values to choose from."""
         strategy = self.strategy.model_dump(exclude={"label"}, exclude_none=True)
-        deficit = self.deficit.model_dump(exclude={"name", "label"}) if self.deficit else {}
+        deficit = self.deficit.model_dump(exclude={"name", "label", "function"}) if self.deficit else {}
         chosen = (
             {option: f"one of {values}" for option, values in self.selection.options.items()} if self.selection else {}
         )

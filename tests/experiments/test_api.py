@@ -260,6 +260,7 @@ def in_a_process(tmp_path, *arguments, text=None):
         capture_output=True,
         text=True,
         check=False,
+        timeout=300,
         cwd=tmp_path,
         input=text,
         env={**os.environ, "PYTHONPATH": path},

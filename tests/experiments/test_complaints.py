@@ -3,13 +3,14 @@
 import ast
 import inspect
 import re
+from typing import Any
 
 import pytest
 
 from mas.experiments.config import complaints as module
 from mas.experiments.config.complaints import complaints, models_at
 from mas.experiments.config.schema import Selection, Training
-from mas.experiments.config.yaml_source import Source
+from mas.experiments.config.yaml_source import Key, Source
 from mas.experiments.errors import UserError
 from mas.experiments.kinds.critical_period.config import Trace, Window
 from mas.experiments.read_config import load_config
@@ -54,7 +55,7 @@ TRAINING = [*Training.model_fields]
 LABEL = ["name", "label"]
 PROBE = [*LABEL, "data", "every", "unit", "spacing", "max_samples"]
 
-ALLOWED = [
+ALLOWED: list[tuple[dict[str, Any], Key, list[str]]] = [
     (FORGETTING, (), [*KINDS["forgetting"].config.model_fields]),
     (FORGETTING, ("benchmark",), ["stream", "dataset", "experiences", "scenario", "class_order"]),
     (FORGETTING, ("model",), ["name", "head", "hidden", "activation", "norm"]),

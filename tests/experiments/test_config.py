@@ -453,8 +453,8 @@ def test_other_streams_are_no_old_names(write, stream):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ("seeds={select: [[1], [2]]}", "seeds.select: found values on which no run depends; give one value"),
-        ("data_root={select: [a, b]}", "data_root.select: found values on which no run depends; give one value"),
+        ("seeds={select: [[1], [2]]}", "seeds.select: nothing to choose by ACC; give one value"),
+        ("data_root={select: [a, b]}", "data_root.select: nothing to choose by ACC; give one value"),
         (
             "strategies.0.name={select: [naive, l2]}",
             "strategies[0].name.select: found values that would rename runs, or give others; give one value",

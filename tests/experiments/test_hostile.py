@@ -108,7 +108,7 @@ def test_what_no_accuracy_can_choose_is_refused(parts):
         ({"training": {"epochs": {"select": [1, [2, 1, 1]]}}}, "training.epochs: found 3 numbers"),
         (
             {"training": {"epochs": 5, "schedule": {"name": "cosine", "epochs": {"select": [9, 2]}}}},
-            "training.schedule: schedule cosine: epochs is 2",
+            "schedule cosine: epochs is 2",
         ),
         ({"deficit": {"name": "blur", "end": {"select": [1, 50]}}}, "deficit: deficit from epoch 0 to 50"),
         (

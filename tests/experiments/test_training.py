@@ -31,6 +31,11 @@ seeds: 1
 """
 
 
+def written(value):
+    """Return the name of a test's case, the same in every process: a function's text holds its address."""
+    return "by_hand" if callable(value) else str(value)[:40]
+
+
 def cell_trained_with(**training):
     return first_cell("naive", training={"epochs": 2, "batch_size": 64, "lr": 0.01} | training)
 
@@ -83,7 +88,7 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "others", "make"), OPTIONS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("name", "others", "make"), OPTIONS, ids=written)
 def test_an_optimizer_by_name_trains_as_by_hand(name, others, make):
     model, batches, found = weights_by_strategy(cell_trained_with(optimizer=name, **others))
     before = [p.detach().clone() for p in model.parameters()]
@@ -174,7 +179,7 @@ def test_every_loss_trains_along_a_growing_head(name):
         ("squared_error", lambda o, y: ((o - torch.eye(o.shape[1])[y]) ** 2).sum(1).mean()),
         ({"name": "multi_margin", "margin": 0.5}, nn.MultiMarginLoss(margin=0.5)),
     ],
-    ids=lambda value: str(value)[:30],
+    ids=written,
 )
 def test_a_loss_by_name_trains_as_by_hand(loss, by_formula):
     model, batches, found = weights_by_strategy(cell_trained_with(loss=loss, optimizer="sgd"))
@@ -262,7 +267,10 @@ def test_step_and_step_lr_are_the_same_training():
     ("line", "expected"),
     [
         ("optimizer: adamx", "training.optimizer: found 'adamx', did you mean 'adam"),
-        ("optimizer: {name: adamw, beta: 1}", "training.optimizer: found {'name': 'adamw', 'beta': 1}; allowed: "),
+        (
+            "optimizer: {name: adamw, beta: 1}",
+            "training.optimizer: does not fit: adamw has no option 'beta'; it has: betas, eps",
+        ),
         ("optimizer: {name: adamw, betas: 3}", "training.optimizer: "),
         ("optimizer: {name: adamw, betas: [2.0, 0.9]}", "training.optimizer: Invalid beta parameter"),
         ("optimizer: {name: sgd, nesterov: true}", "training.optimizer: Nesterov momentum requires"),
@@ -276,8 +284,11 @@ def test_step_and_step_lr_are_the_same_training():
         ("loss: {name: cross_entropy, label_smoothing: 1.5}", "training.loss.label_smoothing: found 1.5; allowed: "),
         ("loss: {name: squared_error, margin: 1}", "training.loss.margin: unknown key; allowed: name"),
         ("schedule: {name: StepLr, step_size: 2}", "training.schedule.name: found 'StepLr', did you mean 'StepLR'?"),
-        ("schedule: {name: StepLR}", "training.schedule: found {'name': 'StepLR'}; allowed: "),
-        ("schedule: {name: StepLR, step: 2}", "training.schedule: found {'name': 'StepLR', 'step': 2}; allowed: "),
+        ("schedule: {name: StepLR}", "training.schedule: does not fit: StepLR needs the option 'step_size'; add it"),
+        (
+            "schedule: {name: StepLR, step: 2}",
+            "training.schedule: does not fit: StepLR has no option 'step'; it has: step_size",
+        ),
         ("schedule: {name: StepLR, step_size: two}", "training.schedule: "),
         ("schedule: {name: StepLR, step_size: 0}", "training.schedule: "),
         ("schedule: {name: LinearLR, start_factor: 7.0}", "training.schedule: "),

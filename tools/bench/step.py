@@ -10,7 +10,6 @@ from typing import Any
 import avalanche.training.plugins as avalanche_plugins
 import torch
 import torch.nn.functional as F
-from avalanche.training.templates.problem_type import SupervisedProblem
 
 from mas.strategies import EWCPlugin, MASPlugin
 from tools.bench.peers import experience
@@ -40,14 +39,10 @@ def measure(
                 yield {"case": case, "way": name, "tasks": count, **per_step, "target": TARGET}
 
 
-class _StandIn(SimpleNamespace, SupervisedProblem):
-    """What a plugin sees of a strategy; plugins ask its class how it reads a minibatch."""
-
-
 def _step(workload: Workload, plugin: Any, tasks: int, device: str) -> Callable[[], None]:
     """Return a function that trains for a few steps, the plugin called where a strategy calls it."""
     model, ((x, y), *_) = workload.model(device), workload.data(device, BATCH)
-    strategy = _StandIn(
+    strategy = SimpleNamespace(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=1e-4),
         _criterion=F.cross_entropy,

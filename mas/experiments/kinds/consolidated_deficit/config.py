@@ -18,6 +18,7 @@ from mas.experiments.config.schema import (
 )
 from mas.experiments.config.yaml_source import Source
 from mas.experiments.errors import UserError
+from mas.imports import IMPORT
 
 SEES_ALL_AT_ONCE = ("joint", "cumulative")
 _VIEWS = {"train", "test"}
@@ -43,11 +44,19 @@ class ConsolidatedDeficit(Experiment):
 def check(config: ConsolidatedDeficit, source: Source) -> None:
     """Raise UserError for what the types cannot say."""
     check_titles(("strategies",), [strategy.title() for strategy in config.strategies], source)
+    _check_stream(config, source)
     _check_strategies(config, source)
     _check_strengths(config, source)
     check_one_length(config.training.epochs, source)
     check_titles(("probes",), [probe.title() for probe in config.probes], source)
     _check_views(config, source)
+
+
+def _check_stream(config: ConsolidatedDeficit, source: Source) -> None:
+    """A stream of the user's own cannot be shown twice, impaired and clear."""
+    if config.benchmark.stream == IMPORT:
+        where = source.where(("benchmark", "stream"))
+        raise UserError(f"{where}: found 'import'; allowed: whole, with a dataset of your own if need be")
 
 
 def _check_strategies(config: ConsolidatedDeficit, source: Source) -> None:
