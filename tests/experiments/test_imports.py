@@ -45,6 +45,10 @@ def not_data():
     return 3
 
 
+def not_a_stream(seed: int):
+    return [seed]
+
+
 def pairs(count: int = 2, validation: float = 0.0, seed: int = 0):
     """Return a stream."""
     return split("digits", count, scenario="domain", validation=validation, seed=seed)
@@ -279,6 +283,11 @@ def test_a_missing_function_is_said(part, write):
         ("strategy", "{name: import, function: MODULE:Slower, factor: x}", "strategies[0]: TypeError: "),
         ("deficit", "{name: import, function: MODULE:darker, share: x, end: 1}", "deficit: TypeError: "),
         ("benchmark", "{stream: import, function: MODULE:pairs, count: x}", "benchmark: "),
+        (
+            "benchmark",
+            "{stream: import, function: MODULE:not_a_stream}",
+            "benchmark: the stream is a list; expected a benchmark of Avalanche",
+        ),
         (
             "benchmark",
             "{dataset: {name: import, function: MODULE:not_data}}",
