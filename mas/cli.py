@@ -96,7 +96,7 @@ def check(config: ConfigFile, changes: Changes = None, data: Data = None) -> Non
 
         cells = Plan(load_config(config, changes or [], data)).every_cell()
         for cell in cells:
-            typer.echo(f"{cell.id}: {cell.settings.told()}")
+            typer.echo(f"{cell.id}: {cell.settings.describe()}")
         typer.echo(f"{config} is valid: {len(cells)} cells")
 
 
@@ -127,8 +127,8 @@ def compare(
         comparison = compare_folders(first, second)
         for line in comparison.notes:
             typer.echo(line)
-        told = intervals(comparison.table["n"].max(), "[95 % interval over seeds]")
-        table = Table(title=f"{second} − {first}, percent, {told}", title_justify="left")
+        interval_note = intervals(comparison.table["n"].max(), "[95 % interval over seeds]")
+        table = Table(title=f"{second} − {first}, percent, {interval_note}", title_justify="left")
         shown = comparison.shown()
         for heading in shown.headings:
             table.add_column(heading, justify="left" if heading == "strategy" else "right")

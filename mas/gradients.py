@@ -255,7 +255,7 @@ class Pass(ABC):
             call.observed = None
 
     def _check_objective(self, output: Any, batch: Batch, probe: "_Probe") -> None:
-        """Raise ValueError if the objective mixes samples although the output does not; here it is the output."""
+        """Do nothing: subclasses raise ValueError if the objective mixes samples although the output does not."""
         return
 
 

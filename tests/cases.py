@@ -30,7 +30,7 @@ class Case:
 
 
 def _squeeze_parameters(model: nn.Module) -> nn.Module:
-    """Give buffers and affine parameters values that are not their trivial initial ones."""
+    """Set buffers and affine parameters to values other than their trivial initial ones."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             assert module.running_mean is not None
@@ -321,14 +321,14 @@ def _added_to_a_view(m: Any, x: Tensor) -> Tensor:
 
 
 def _force(m: Any, x: Tensor) -> Tensor:
-    """Give forces: the gradient of a network's output, so that the objective's is a second one."""
+    """Return forces: the gradient of a network's output, so that the objective's is a second one."""
     x = x.detach().requires_grad_()
     (force,) = torch.autograd.grad(m.out(m.layer(x).tanh()).sum(), x, create_graph=True)
     return force
 
 
 def _own_gradient(m: Any, x: Tensor) -> Tensor:
-    """Give the gradient of a weight, sample by sample as it must be."""
+    """Return the gradient of a weight, sample by sample as it must be."""
     each = [torch.autograd.grad(m.layer(row).tanh().sum(), m.layer.weight, create_graph=True)[0] for row in x]
     return torch.stack(each)
 
@@ -521,7 +521,7 @@ def make(name: str) -> Case:
 
 
 def classes(case: Case) -> Tensor:
-    """Give labels for a case, one for each sample."""
+    """Return labels for a case, one for each sample."""
     return torch.randint(3, (N,), generator=torch.Generator().manual_seed(1))
 
 

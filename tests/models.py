@@ -36,14 +36,14 @@ def small_cnn(channels: int = 3, width: int = 32, pixels: int = 32, classes: int
 
 
 def resnet18(classes: int = 10) -> nn.Module:
-    """Give torchvision's ResNet-18 with the stem for 32 × 32 pixels."""
+    """Return torchvision's ResNet-18 with the stem for 32 × 32 pixels."""
     model = torchvision.models.resnet18(num_classes=classes)
     model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
     return model
 
 
 def vit(pixels: int = 32, patch: int = 4, depth: int = 6, heads: int = 4, width: int = 192, classes: int = 10):
-    """Give torchvision's vision transformer: class token, position embedding, nn.MultiheadAttention."""
+    """Return torchvision's vision transformer: class token, position embedding, nn.MultiheadAttention."""
     model = torchvision.models.VisionTransformer(pixels, patch, depth, heads, width, 4 * width, num_classes=classes)
     nn.init.trunc_normal_(model.heads[0].weight, std=0.02)  # zeros, as torchvision has it, give no gradients
     return model

@@ -124,7 +124,7 @@ def _as_text(changes: Mapping[str, Any] | Sequence[str]) -> Sequence[str]:
     """Return changes as the command line takes them; JSON is YAML, and keeps None, "3" and "a: b" what they are."""
     if not isinstance(changes, Mapping):
         return changes
-    return [f"{key}={json.dumps(value, default=str, ensure_ascii=False)}" for key, value in changes.items()]
+    return [f"{key}={json.dumps(value, default=_plain_value, ensure_ascii=False)}" for key, value in changes.items()]
 
 
 def load(folder: str | Path) -> Run:
@@ -134,3 +134,8 @@ def load(folder: str | Path) -> Run:
         UserError: ``mas run`` has not written it.
     """
     return Run(Path(folder), *read_folder(Path(folder)))
+
+
+def _plain_value(value: Any) -> Any:
+    """Return a value that JSON does not know as one that it does: NumPy's numbers, paths."""
+    return value.item() if hasattr(value, "item") else str(value)

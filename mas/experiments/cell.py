@@ -67,7 +67,7 @@ class CellSettings(Options):
         data = self.model_dump(mode="json", exclude_none=True)
         return {key: value for key, value in data.items() if value != []}
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """Return in one line what distinguishes the cell: its strategy, its deficit and the values to choose from."""
         strategy = self.strategy.model_dump(exclude={"label"}, exclude_none=True)
         deficit = self.deficit.model_dump(exclude={"name", "label", "function"}) if self.deficit else {}

@@ -6,9 +6,9 @@ model that checks its part of the YAML is made from its signature.
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError, create_model
 
 from mas.imports import IMPORT, check_options, import_function
 
@@ -61,6 +61,7 @@ class ImportedOptions(EntryOptions):
     def check(self) -> None:
         """Raise ValueError if the function cannot be imported or does not take these options."""
         check_options(self.entry, self.arguments(), self.given, self.function)
+        check_types(self.entry, self.arguments(), self.function)
 
 
 Typed = Callable[[str, Any, Any], Any]  # (name, annotation, default) -> annotation
@@ -108,6 +109,38 @@ def _imported(key: str, given: frozenset[str], base: type[EntryOptions]) -> type
     model: type[ImportedOptions] = create_model("import_options", __base__=bases, **fields)
     model.given = given
     return model
+
+
+def check_types(function: Callable[..., Any], options: Mapping[str, Any], path: str) -> None:
+    """Raise ValueError if an option is not of the type that the function's signature gives; without one, any will do.
+
+    Args:
+        function: that is to be called.
+        options: keyword arguments from a config.
+        path: of the function, for the message.
+    """
+    hints = _type_hints(function)
+    for name, value in options.items():
+        if name not in hints:
+            continue
+        try:
+            TypeAdapter(hints[name], config=_ANY_TYPE).validate_python(value, strict=True)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Input should be ")
+            raise ValueError(f"{path}: {name} is {value!r}; expected {reason}") from None
+        except PydanticUserError:  # a type that pydantic cannot check
+            continue
+
+
+def _type_hints(function: Callable[..., Any]) -> dict[str, Any]:
+    called = function.__init__ if inspect.isclass(function) else function
+    try:
+        return get_type_hints(called, include_extras=True)
+    except (NameError, TypeError):  # names that only a type checker sees
+        return {}
+
+
+_ANY_TYPE = ConfigDict(arbitrary_types_allowed=True)
 
 
 def tag_of(model: type[BaseModel]) -> tuple[str, str] | None:

@@ -1,6 +1,7 @@
 """Make every table, figure and the page of a run anew from its cells."""
 
 import base64
+import json
 from collections.abc import Mapping
 
 import pandas as pd
@@ -27,29 +28,35 @@ def write_report(store: Store, config: Experiment, results: Results) -> Headline
     kind = kind_of(config)
     tables = kind.tables(config, results)
     pictures = {name: png(figure) for name, figure in kind.figures(config, tables).items()}
-    _write_tables(store, tables)
-    _write_figures(store, pictures)
-    page = _rendered(store.folder.name, kind.page(config, tables), pictures, config, results)
-    store.write("report.html", page)
+    files: dict[str, str | bytes] = {f"{name}.csv": as_csv(table) for name, table in tables.items()}
+    files |= {f"figures/{name}.png": picture for name, picture in pictures.items()}
+    files["report.html"] = _rendered(store.folder.name, kind.page(config, tables), pictures, config, results)
+    _write_files(store, files)
     return kind.headline(config, tables)
 
 
-def _write_tables(store: Store, tables: Mapping[str, pd.DataFrame]) -> None:
-    """Write tables as CSV; those of before that are no longer made go."""
-    for name, table in tables.items():
-        store.write(f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
-    for path in store.folder.glob("*.csv"):
-        if path.stem not in tables:
-            path.unlink()
+def as_csv(table: pd.DataFrame) -> str:
+    """Return a table as the text of its file."""
+    text: str = table.to_csv(index=False, lineterminator="\n")
+    return text
 
 
-def _write_figures(store: Store, pictures: Mapping[str, bytes]) -> None:
-    """Write figures as PNG; those of before that are no longer drawn go."""
-    for name, picture in pictures.items():
-        store.write(f"figures/{name}.png", picture)
-    for path in (store.folder / "figures").glob("*.png"):
-        if path.stem not in pictures:
-            path.unlink()
+def _write_files(store: Store, files: Mapping[str, str | bytes]) -> None:
+    """Write the files of a report; those of the report before that are no longer made are removed.
+
+    Which files a report made is kept beside them, so that a user's own files in the folder stay.
+    """
+    before = store.read_json(_LIST, [])
+    for name, content in files.items():
+        store.write(name, content)
+    store.write(_LIST, json.dumps(list(files), indent=2) + "\n")
+    for name in set(before) - set(files):
+        path = (store.folder / name).resolve()
+        if path.is_relative_to(store.folder.resolve()):
+            path.unlink(missing_ok=True)
+
+
+_LIST = "report.json"
 
 
 def _rendered(name: str, page: Page, pictures: Mapping[str, bytes], config: Experiment, results: Results) -> str:

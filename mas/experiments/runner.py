@@ -79,6 +79,8 @@ def run_experiment(
         UserError: the folder holds other results or cannot be written; there is no such device.
     """
     _check_device(config.training.device)
+    if workers is not None and workers < 1:
+        raise UserError(f"workers: found {workers}; allowed: at least 1, or None for one per core")
     plan, store, workers = Plan(config), Store(folder), workers or default_workers()
     kept = _claim(plan, store)
     progress(Started(folder, kept, len(plan.every_cell())))

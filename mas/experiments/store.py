@@ -5,7 +5,7 @@ runs/<name>/config.yaml       the resolved config
             data.json         fingerprints of the data sets
             cells/<id>.json   what one cell left, with its settings
             models/<id>.pt    its trained weights, with save_model: true
-            *.csv  figures/  report.html    made from the cells
+            *.csv  figures/  report.html    made from the cells; report.json lists them
 """
 
 import io
@@ -166,7 +166,7 @@ class Store:
             )
 
     def _refuse_other_data(self, data: dict[str, str]) -> None:
-        known = self._read_json("data.json", {})
+        known = self.read_json("data.json", {})
         for name, fingerprint in data.items():
             if known.get(name, fingerprint) != fingerprint:
                 raise UserError(
@@ -176,11 +176,12 @@ class Store:
 
     def _note_environment(self) -> None:
         """Add what cells are trained with from now on, where it is not what they were trained with last."""
-        known, now = self._read_json("environment.json", []), asdict(environment())
+        known, now = self.read_json("environment.json", []), asdict(environment())
         if known[-1:] != [now]:
             self.write("environment.json", json.dumps([*known, now], indent=2) + "\n")
 
-    def _read_json(self, name: str, default: Any) -> Any:
+    def read_json(self, name: str, default: Any) -> Any:
+        """Return the content of a JSON file of the folder, or ``default`` if it is not there."""
         path = self.folder / name
         try:
             return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default

@@ -21,7 +21,6 @@ from mas.experiments.config.schema import (
     StreamOptions,
     parts_of,
 )
-from mas.experiments.config.search import SELECT, Choice, candidates
 from mas.experiments.config.yaml_source import Key, Source, nearest
 from mas.experiments.errors import UserError
 from mas.experiments.kind import Kind
@@ -33,37 +32,34 @@ from mas.strategies.measured_data import by_task_labels
 def try_config(kind: Kind[Any], config: Experiment, source: Source) -> None:
     """Build benchmark, network and strategies once, impair a batch, and take each probe of a few samples.
 
-    Values of a search are tried one search at a time, those of strategies on the network alone.
+    Where values are to be chosen, each is tried, one search at a time.
 
     Raises:
         UserError: where in the config the mistake is, and what it is.
     """
-    _try_all(kind, config, source)
-    for search in config.searches:
-        if search.place[0] != "strategies":
-            for choice in candidates([search])[1:]:
-                _try_all(kind, config.with_choice(choice), source)
+    for variant in config.variants():
+        _try_all(kind, variant, source)
 
 
 def _try_all(kind: Kind[Any], config: Experiment, source: Source) -> None:
     _check_imports(config, source)
     benchmark = _try_benchmark(kind, config, source)
-    with _said_at(source, ("model",)):
+    with _errors_at(source, ("model",)):
         model = model_for(benchmark, config.model, seed=0)
     every = [run.settings for run in kind.plan(config)]
     _try_epochs(config, benchmark, every, source)
-    with _said_at(source, ("training", "optimizer")):
+    with _errors_at(source, ("training", "optimizer")):
         optimizer_for(model, config.training)
     _try_smallest_batch(config, benchmark, model, source)
-    _try_values(config, benchmark, source)
     _try_strategies(config, model, source)
+    _try_loss(config, benchmark, model, source)
     _try_deficits(config, benchmark, source)
     _try_probes(config, benchmark, model, source)
 
 
 def _check_imports(config: Experiment, source: Source) -> None:
     for place, options in parts_of(config, ImportedOptions):
-        with _said_at(source, place):
+        with _errors_at(source, place):
             options.check()
             if source.path is not None:
                 check_origin(options.function, source.path.parent)
@@ -72,14 +68,14 @@ def _check_imports(config: Experiment, source: Source) -> None:
 def _try_benchmark(kind: Kind[Any], config: Experiment, source: Source) -> Any:
     _check_datasets(config, source)
     stream = config.benchmark
-    with _said_at(source, ("benchmark",)):
+    with _errors_at(source, ("benchmark",)):
         benchmark = _benchmark_of(stream)
         if not hasattr(benchmark, "train_stream"):
             raise ValueError(f"the stream is a {type(benchmark).__name__}; expected a benchmark of Avalanche")
     selection = kind.selection(config)
     chooses = config.searches or any(s.continual_choice for _, s in parts_of(config, StrategyOptions))
     if selection is not None and chooses:
-        with _said_at(source, ("selection", "validation")):
+        with _errors_at(source, ("selection", "validation")):
             _benchmark_of(stream.holding_out(selection.validation))
     return benchmark
 
@@ -102,7 +98,7 @@ def _try_epochs(config: Experiment, benchmark: Any, every: list[CellSettings], s
     if not isinstance(epochs, int) and len(epochs) != size:
         where = source.where(("training", "epochs"))
         raise UserError(f"{where}: found {len(epochs)} numbers; allowed: one for all, or {size}")
-    with _said_at(source, ("training", "schedule")):
+    with _errors_at(source, ("training", "schedule")):
         for settings in every:
             settings.training.rate_factor(settings.training.longest_epochs() - 1)
 
@@ -125,55 +121,40 @@ def _try_smallest_batch(config: Experiment, benchmark: Any, model: nn.Module, so
         ) from None
 
 
-def _try_values(config: Experiment, benchmark: Any, source: Source) -> None:
-    """Build what the further values of a search change; `_try_strategies` tries those of strategies."""
-    for search in config.searches:
-        for number, value in enumerate(search.values[1:], start=1):
-            variant = config.with_choice(Choice((search,), (value,)))
-            with _said_at(source, (*search.place, SELECT, number)):
-                _try_value(config, variant, benchmark)
-
-
-def _try_value(config: Experiment, variant: Experiment, benchmark: Any) -> None:
-    stream = variant.benchmark
-    if stream != config.benchmark:
-        benchmark = _benchmark_of(stream)
-    elif variant.model == config.model and variant.training == config.training:
-        return
-    model = model_for(benchmark, variant.model, seed=0)
-    optimizer_for(model, variant.training)
-    training = CellTraining(**variant.training.model_dump())
-    training.rate_factor(training.longest_epochs() - 1)
+def _try_loss(config: Experiment, benchmark: Any, model: nn.Module, source: Source) -> None:
+    batch = _few(benchmark)
+    loss = config.training.loss
+    one = deepcopy(model).train()
+    avalanche_model_adaptation(one, benchmark.train_stream[0])  # a growing head has no classes before
+    with _errors_at(source, ("training", "loss")):
+        loss.entry(by_task_labels(one.eval(), batch), batch[1], **loss.arguments())
 
 
 def _try_strategies(config: Experiment, model: nn.Module, source: Source) -> None:
     training = CellTraining(**config.training.model_dump() | {"device": "cpu"})
-    with _said_at(source, ("training", "optimizer")):
-        optimizer_for(model, training)
-    for variant in config.variants():
-        for place, options in parts_of(variant, StrategyOptions):
-            with _said_at(source, place):
-                for one in options.each_strength():
-                    make_strategy(one, model, training, 0)
+    for place, options in parts_of(config, StrategyOptions):
+        with _errors_at(source, place):
+            for one in options.each_strength():
+                make_strategy(one, model, training, 0)
 
 
 def _try_deficits(config: Experiment, benchmark: Any, source: Source) -> None:
     """Apply each deficit to a small batch, and check that scheduled deficits end within the training."""
     x, y, *_ = _few(benchmark)
     for place, deficit in parts_of(config, DeficitOptions):
-        with _said_at(source, place):
+        with _errors_at(source, place):
             make_deficit(deficit.spec(), int(y.max()) + 1)(x, y, torch.Generator())
     size = len(benchmark.train_stream)
     for place, deficit in parts_of(config, ScheduledDeficit):
         total = sum(config.training.epochs_of(t) for t in range(size))
-        with _said_at(source, place):
+        with _errors_at(source, place):
             DeficitPlugin(lambda x, y, generator: (x, y), deficit.start, deficit.end, epochs=total)
 
 
 def _try_probes(config: Experiment, benchmark: Any, model: nn.Module, source: Source) -> None:
     avalanche_model_adaptation(model.train(), benchmark.train_stream[0])  # a growing head has no classes before
     for place, probe in parts_of(config, ProbeOptions):
-        with _said_at(source, place):
+        with _errors_at(source, place):
             probe.entry(model, [_few(benchmark)], by_task_labels, **probe.arguments())
 
 
@@ -183,7 +164,7 @@ def _few(benchmark: Any) -> list[Any]:
 
 
 @contextmanager
-def _said_at(source: Source, place: Key) -> Iterator[None]:
+def _errors_at(source: Source, place: Key) -> Iterator[None]:
     """Raise UserError, with the place in the config, for an error of the code inside."""
     try:
         yield

@@ -280,8 +280,8 @@ def test_a_missing_function_is_said(part, write):
         ("model", "{name: import, function: 3}", "model.function: found 3; allowed: "),
         ("model", "{name: import, function: MODULE:broken_body}", "model: RuntimeError: out of ideas"),
         ("probes", "[{name: import, function: MODULE:broken}]", r"probes[0]: KeyError: 'no\nsuch thing'"),
-        ("strategy", "{name: import, function: MODULE:Slower, factor: x}", "strategies[0]: TypeError: "),
-        ("deficit", "{name: import, function: MODULE:darker, share: x, end: 1}", "deficit: TypeError: "),
+        ("strategy", "{name: import, function: MODULE:Slower, factor: x}", "strategies[0]: NAME:Slower: factor is 'x'"),
+        ("deficit", "{name: import, function: MODULE:darker, share: x, end: 1}", "deficit: NAME:darker: share is 'x'"),
         ("benchmark", "{stream: import, function: MODULE:pairs, count: x}", "benchmark: "),
         (
             "benchmark",

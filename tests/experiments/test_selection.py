@@ -131,7 +131,7 @@ def test_cells_wait_until_their_choice_is_made(config):
     )
     waiting = plan.waiting({})[0].settings
     assert waiting.selection == own.settings.selection
-    assert waiting.told().startswith("name=mas, lam=one of [0.1, 1.0, 10.0], norm=one of ['l2', 'squared_l2'], ")
+    assert waiting.describe().startswith("name=mas, lam=one of [0.1, 1.0, 10.0], norm=one of ['l2', 'squared_l2'], ")
 
 
 # Any value of a config.

@@ -12,7 +12,7 @@ POWERS: dict[str, Callable[[Tensor], Tensor]] = {"abs": torch.abs, "square": tor
 
 
 def one_sample(batch, n):
-    """Give sample n of a batch as a batch of one."""
+    """Return sample n of a batch as a batch of one."""
     return tree_map(lambda leaf: leaf[n : n + 1], batch)
 
 

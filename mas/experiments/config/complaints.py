@@ -98,7 +98,7 @@ def _wrong_value(key: Key, item: Any, known: Sequence[str], model: type[BaseMode
     found = f"found {value!r}{_meant(str(value), known)}; allowed"
     if known and key[-1] != "select":
         return found, ", ".join(known)
-    return found, _plainly(key, item, model, data)
+    return found, _allowed_text(key, item, model, data)
 
 
 def _meant(name: str, known: Sequence[str]) -> str:
@@ -110,7 +110,7 @@ def _meant(name: str, known: Sequence[str]) -> str:
     return nearest(name, known)
 
 
-def _plainly(key: Key, item: Any, model: type[BaseModel], data: Any) -> str:
+def _allowed_text(key: Key, item: Any, model: type[BaseModel], data: Any) -> str:
     """Return what may stand at a place, in words that a user of YAML knows."""
     if key[-1] == "select":
         return _EXAMPLES["select"]
@@ -122,7 +122,7 @@ def _plainly(key: Key, item: Any, model: type[BaseModel], data: Any) -> str:
         first_key, _ = next(iter(tags))
         return f"a map, such as {{{first_key}: ...}}"
     message = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return _SAID_PLAINLY.get(item["type"], message)
+    return _ALLOWED_TEXT.get(item["type"], message)
 
 
 def _known(key: Key, item: Any, model: type[BaseModel], data: Any) -> list[str]:
@@ -209,7 +209,7 @@ _EXAMPLES = {  # of keys that a config must have
     "strategies": "a list such as [{name: naive}, {name: mas, lam: 1}]",
 }
 _NOT_A_MAP = ("model_type", "model_attributes_type", "dict_type")
-_SAID_PLAINLY = {
+_ALLOWED_TEXT = {
     **dict.fromkeys(_NOT_A_MAP, "a map, such as {name: ...}"),
     "too_short": "a longer list",
     "string_pattern_mismatch": "letters, digits and _ . + - (it names files)",

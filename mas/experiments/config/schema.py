@@ -328,7 +328,7 @@ class Training(Options):
     lr: Positive = 0.001
     schedule: AnySchedule | None = None  # of lr; None is constant
     loss: AnyLoss = LOSS_MODELS["cross_entropy"]()
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of sgd
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of sgd and rmsprop
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     reset_optimizer: bool = True  # forget the optimizer's state when an experience begins
     device: Device = "cpu"  # or cuda, cuda:1, mps; auto is the first GPU, or else the CPU

@@ -1,6 +1,7 @@
 """Forgetting: scores, their means and differences, tables, figures and the page."""
 
 import csv
+import json
 import re
 
 import numpy as np
@@ -222,12 +223,19 @@ def test_the_report_is_made_anew_from_the_cells_alone(config, finished):
     assert len(before) == 4 + 1 + 5
     for path in made:
         path.unlink()
-    (folder / "figures" / "matrix_old.png").write_bytes(b"")
-    (folder / "traces.csv").write_text("of a run with probes")
+    stale = ["figures/matrix_old.png", "traces.csv", "../outside.csv"]
+    own = [folder / "notes.csv", folder / "figures" / "mine.png", folder.parent / "outside.csv"]
+    for path in [*(folder / name for name in stale), *own]:
+        path.write_text("x")
+    listed = json.loads((folder / "report.json").read_text())
+    (folder / "report.json").write_text(json.dumps([*listed, *stale]))
     write_report(Store(folder), config, read_results(config, Store(folder)))
     assert {path: path.read_bytes() for path in made} == before
     assert not (folder / "figures" / "matrix_old.png").exists()
     assert not (folder / "traces.csv").exists()
+    assert all(path.exists() for path in own)  # no report made them, or they lie elsewhere
+    for path in own:
+        path.unlink()
 
 
 def test_no_temporary_files_stay(finished):

@@ -34,8 +34,8 @@ def page(config: ConsolidatedDeficit, tables: Tables) -> Page:
 
 def headline(config: ConsolidatedDeficit, tables: Tables) -> Headline:
     """Return what a terminal shows of a run."""
-    told = intervals(len(config.seed_list()), "mean [95 % interval over seeds]")
-    return Headline(f"accuracies in percent, {told}", _score_table(tables["scores"]))
+    interval_note = intervals(len(config.seed_list()), "mean [95 % interval over seeds]")
+    return Headline(f"accuracies in percent, {interval_note}", _score_table(tables["scores"]))
 
 
 def _score_table(scores: pd.DataFrame) -> Table:

@@ -33,8 +33,8 @@ def page(config: CriticalPeriod, tables: Tables) -> Page:
 def headline(config: CriticalPeriod, tables: Tables) -> Headline:
     """Return what a terminal shows of a run."""
     notes = _control_notes(tables["control"]) if config.needs_control else [CONSTANT] if config.removal else []
-    told = intervals(len(config.seed_list()), "mean [95 % interval over seeds]")
-    return Headline(f"percent, {told}", _curve_table(tables["curves"]), notes)
+    interval_note = intervals(len(config.seed_list()), "mean [95 % interval over seeds]")
+    return Headline(f"percent, {interval_note}", _curve_table(tables["curves"]), notes)
 
 
 def _removal(config: CriticalPeriod, tables: Tables) -> list[Section]:

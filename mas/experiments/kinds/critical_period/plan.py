@@ -17,7 +17,7 @@ from mas.experiments.probing import clear_views
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """One network's training: so many epochs, impaired from ``start`` to ``end`` if it has a deficit."""
 
     epochs: int
@@ -41,8 +41,8 @@ class Point:
     curve: Literal["removal", "window", "control"]
     deficit: str
     epoch: int  # of removal, of onset, or where the control begins
-    run: Run
-    reference: Run
+    run: TrainingRun
+    reference: TrainingRun
 
 
 def plan(config: CriticalPeriod) -> list[PlannedRun]:
@@ -57,28 +57,28 @@ def points(config: CriticalPeriod) -> list[Point]:
     return [*_removal_points(config), *_control_points(config), *_window_points(config)]
 
 
-def traced_runs(config: CriticalPeriod) -> list[Run]:
+def traced_runs(config: CriticalPeriod) -> list[TrainingRun]:
     """Return the runs that the trace's probes measure: one with the deficit, and one as long without."""
     if config.trace is None:
         return []
     impaired = removed_run(config, config.deficit.title(), config.trace.end)
-    return [impaired, Run(impaired.epochs)]
+    return [impaired, TrainingRun(impaired.epochs)]
 
 
-def clear_run(config: CriticalPeriod) -> Run:
+def clear_run(config: CriticalPeriod) -> TrainingRun:
     """Return the run without deficit that removal is compared with."""
-    return Run(config.clear_epochs)
+    return TrainingRun(config.clear_epochs)
 
 
-def removed_run(config: CriticalPeriod, deficit: str, epoch: int) -> Run:
+def removed_run(config: CriticalPeriod, deficit: str, epoch: int) -> TrainingRun:
     """Return the run whose deficit lasts until ``epoch``."""
     epochs = epoch + config.clear_epochs
-    return Run(epochs, deficit, 0, epoch) if epoch else Run(epochs)
+    return TrainingRun(epochs, deficit, 0, epoch) if epoch else TrainingRun(epochs)
 
 
-def control_run(config: CriticalPeriod, epoch: int) -> Run:
+def control_run(config: CriticalPeriod, epoch: int) -> TrainingRun:
     """Return a clear run with the learning rates that the impaired one sees from ``epoch`` on."""
-    return Run(config.clear_epochs, first_epoch=epoch)
+    return TrainingRun(config.clear_epochs, first_epoch=epoch)
 
 
 def _removal_epochs(config: CriticalPeriod) -> list[int]:
@@ -104,10 +104,10 @@ def _window_points(config: CriticalPeriod) -> Iterator[Point]:
     for onset in config.window.onsets:
         end = onset + config.window.length
         epochs = end + config.clear_epochs
-        yield Point("window", title, onset, Run(epochs, title, onset, end), Run(epochs))
+        yield Point("window", title, onset, TrainingRun(epochs, title, onset, end), TrainingRun(epochs))
 
 
-def _settings(config: CriticalPeriod, run: Run) -> CellSettings:
+def _settings(config: CriticalPeriod, run: TrainingRun) -> CellSettings:
     deficit = _scheduled(config, run)
     probes = config.probes if run in traced_runs(config) else []
     return settings_for(
@@ -120,7 +120,7 @@ def _settings(config: CriticalPeriod, run: Run) -> CellSettings:
     )
 
 
-def _scheduled(config: CriticalPeriod, run: Run) -> ScheduledDeficit | None:
+def _scheduled(config: CriticalPeriod, run: TrainingRun) -> ScheduledDeficit | None:
     for deficit in (config.deficit, *config.other_deficits):
         if deficit.title() == run.deficit:
             options = deficit.spec() | {"start": run.start, "end": run.end}

@@ -51,8 +51,8 @@ def headline(config: Forgetting, tables: Tables) -> Headline:
         scores.append("seeds")
     if any(cells["diverged"] for cells in rows.values()):
         scores.append("diverged")
-    told = intervals(len(config.seed_list()), "mean [95 % interval over seeds], * p < 0.05 (paired, Holm)")
-    return Headline(f"percent, {told}", _table(rows, scores))
+    interval_note = intervals(len(config.seed_list()), "mean [95 % interval over seeds], * p < 0.05 (paired, Holm)")
+    return Headline(f"percent, {interval_note}", _table(rows, scores))
 
 
 def score_cells(summary: pd.DataFrame, comparisons: pd.DataFrame, naive: str | None = BASELINE) -> dict[str, Cells]:
