@@ -19,6 +19,7 @@ from mas.annotations import Count, Fraction, NonNegative, Positive
 from mas.batches import Batch, Forward
 from mas.gradients import Reduction
 from mas.importance import (
+    DRAWN,
     Labels,
     Norm,
     fisher_importance,
@@ -212,7 +213,7 @@ class EWCPlugin(ImportancePlugin):
 
     Args:
         lam: λ, at least 0.
-        labels: whose log-likelihood: "exact", "sampled", "empirical" or "predicted", see
+        labels: whose log-likelihood: "exact", "hutchinson", "sampled", "empirical" or "predicted", see
             `mas.fisher_importance`.
         mode: "separate" keeps one quadratic per experience, as one exact sum of constant size;
             "online" keeps the latest anchor and multiplies old information by ``decay``.
@@ -246,7 +247,7 @@ class EWCPlugin(ImportancePlugin):
             data=data,
             max_samples=max_samples,
         )
-        if labels == "sampled":
+        if labels in DRAWN:
             self.measure = partial(self.measure, generator=self.generator)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
-from mas.importance import fisher_importance, mas_importance
+from mas.importance import DRAWN, fisher_importance, mas_importance
 from tests import models
 from tests.oracles.moments import fisher_by_loop, mas_by_loop
 
@@ -545,7 +545,7 @@ ESTIMATORS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "fisher_empirical": (partial(fisher_importance, labels="empirical"), partial(fisher_by_loop, labels="empirical")),
     "fisher_predicted": (partial(fisher_importance, labels="predicted"), partial(fisher_by_loop, labels="predicted")),
 }
-SAMPLING = {"fisher_sampled": partial(fisher_importance, labels="sampled")}
+SAMPLING = {f"fisher_{labels}": partial(fisher_importance, labels=labels) for labels in DRAWN}
 
 
 def quadratic(output: Any, batch: Any) -> Tensor:

@@ -1,5 +1,6 @@
 """Laws 1 to 3 on every estimator, and what each means on a model with a closed form."""
 
+import itertools
 from functools import partial
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mas import fisher_importance, local_mas_importance, mas_importance, random_importance, uniform_importance
-from mas.importance import last_layer
+from mas.importance import DRAWN, _random_signs, last_layer
 from tests import models
 from tests.cases import CASES, ESTIMATORS, SAMPLING, SLOW, By, N, classify, make
 from tests.conftest import assert_same
@@ -204,7 +205,7 @@ def test_weights_of_1e30_are_a_blow_up_for_the_fisher_information():
 
 
 @pytest.mark.parametrize("reduction", ["sample", "batch"])
-@pytest.mark.parametrize("labels", ["exact", "sampled", "empirical", "predicted"])
+@pytest.mark.parametrize("labels", ["exact", *DRAWN, "empirical", "predicted"])
 def test_fisher_information_that_does_not_fit_is_a_blow_up(labels, reduction):
     model, batch = tiny_times_huge()
     model[1].weight.data = torch.tensor([[1e25], [-1e25]])  # logits of ±1e7: no class is certain below
@@ -325,19 +326,50 @@ def test_exact_fisher_of_logistic_regression_is_its_closed_form():
     assert_same(fisher_importance(model, [x]), {"weight": (p * (1 - p) * x**2).mean(0, keepdim=True)})
 
 
-def test_sampled_fisher_is_right_on_average_and_repeats_for_a_seed():
+@pytest.mark.parametrize("labels", DRAWN)
+def test_drawn_fisher_is_right_on_average_and_repeats_for_a_seed(labels):
     case = classify(make("mlp"))
     expected = fisher_importance(case.model, [case.batch], labels="exact", forward=case.forward)
     many = [case.batch] * 3000
-    found = fisher_importance(case.model, many, labels="sampled", forward=case.forward)
+    found = fisher_importance(case.model, many, labels=labels, forward=case.forward)
     for name in expected:
         # 18,000 draws: a standard error below 1.5 % of the largest entry
         assert (found[name] - expected[name]).abs().max() < 0.05 * expected[name].abs().max()
-    again = fisher_importance(case.model, many[:3], labels="sampled", forward=case.forward)
-    assert_same(fisher_importance(case.model, many[:3], labels="sampled", forward=case.forward), again, tolerance=0)
+    again = fisher_importance(case.model, many[:3], labels=labels, forward=case.forward)
+    assert_same(fisher_importance(case.model, many[:3], labels=labels, forward=case.forward), again, tolerance=0)
     other = torch.Generator().manual_seed(1)
-    changed = fisher_importance(case.model, many[:3], labels="sampled", forward=case.forward, generator=other)
+    changed = fisher_importance(case.model, many[:3], labels=labels, forward=case.forward, generator=other)
     assert any((changed[name] != again[name]).any() for name in again)
+
+
+def test_hutchinson_averaged_over_all_signs_is_exact(monkeypatch):
+    case = classify(make("mlp"))
+    expected = fisher_importance(case.model, [case.batch], labels="exact", forward=case.forward)
+    classes = case.forward(case.model, case.batch).shape[1]
+    found = {name: torch.zeros_like(t) for name, t in expected.items()}
+    patterns = list(itertools.product((-1, 1), repeat=classes))
+    for pattern in patterns:
+        signs = torch.tensor(pattern)
+        monkeypatch.setattr(
+            "mas.importance._random_signs", lambda uniforms, classes, signs=signs: signs.expand(len(uniforms), -1)
+        )
+        one = fisher_importance(case.model, [case.batch], labels="hutchinson", forward=case.forward)
+        for name, value in one.items():
+            found[name] += value / len(patterns)
+    assert_same(found, expected)
+
+
+def test_signs_are_fair_independent_and_of_the_sample_alone():
+    uniforms = torch.rand(20000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    signs = _random_signs(uniforms, 12).double()
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+    assert signs.mean(0).abs().max() < 0.03  # a standard error of 0.007
+    correlation = signs.T @ signs / len(signs) - torch.eye(12, dtype=torch.float64)
+    assert correlation.abs().max() < 0.03
+    triples = (signs[:, 0] * signs[:, 1] * signs[:, 2]).mean()
+    assert triples.abs() < 0.03
+    assert torch.equal(_random_signs(uniforms[5:7], 12).double(), signs[5:7])
+    assert torch.equal(_random_signs(uniforms, 4).double(), signs[:, :4])
 
 
 def test_max_samples_is_the_first_samples():
