@@ -48,6 +48,16 @@ if TYPE_CHECKING:
     from mas.plasticity import trainability as trainability
     from mas.plasticity import unit_activity as unit_activity
     from mas.state import preserving_state as preserving_state
+    from mas.task2vec import TaskEmbedding as TaskEmbedding
+    from mas.task2vec import asymmetric_distance as asymmetric_distance
+    from mas.task2vec import correlation_distance as correlation_distance
+    from mas.task2vec import cosine_distance as cosine_distance
+    from mas.task2vec import distance_matrix as distance_matrix
+    from mas.task2vec import embed as embed
+    from mas.task2vec import jensen_shannon as jensen_shannon
+    from mas.task2vec import kl_divergence as kl_divergence
+    from mas.task2vec import stream_complexity as stream_complexity
+    from mas.task2vec import stream_heterogeneity as stream_heterogeneity
 
 _HOME = {
     # the engine
@@ -84,6 +94,17 @@ _HOME = {
     "stable_rank": "mas.plasticity",
     "trainability": "mas.plasticity",
     "unit_activity": "mas.plasticity",
+    # distances between tasks
+    "TaskEmbedding": "mas.task2vec",
+    "embed": "mas.task2vec",
+    "distance_matrix": "mas.task2vec",
+    "cosine_distance": "mas.task2vec",
+    "asymmetric_distance": "mas.task2vec",
+    "kl_divergence": "mas.task2vec",
+    "jensen_shannon": "mas.task2vec",
+    "correlation_distance": "mas.task2vec",
+    "stream_complexity": "mas.task2vec",
+    "stream_heterogeneity": "mas.task2vec",
     # continual-learning scores
     "forgetting_scores": "mas.forgetting",
 }

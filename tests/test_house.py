@@ -19,7 +19,7 @@ FLOORS = [
     {"summing"},
     {"gradients"},
     {"importance", "local", "penalty", "path_integral", "forgetting"},
-    {"information", "plasticity"},
+    {"information", "plasticity", "task2vec"},
     {"strategies", "benchmarks"},
     {"experiments"},
     {"cli"},
