@@ -87,9 +87,8 @@ def test_an_exact_embedding_equals_a_loop_over_samples_and_classes():
                 own.add_(log_p[c].exp().detach() * gradient.square() / len(x))
     expected = torch.cat([total[0].mean((1, 2, 3)), total[1].mean((0, 2, 3)), total[2].mean(1)])
     assert found.vector.shape == (3 + 2 + 6,)
-    assert (
-        found.vector - expected
-    ).abs().max() < 1e-6 * expected.max()  # the fit of the head is exact to about the root of rounding
+    error = (found.vector - expected).abs().max()
+    assert error < 1e-6 * expected.max()  # the head is fitted to about the square root of rounding
     assert found.norm == pytest.approx(expected.sum().item())
     assert (found.samples, found.classes) == (30, 3)
     assert found.head_loss == pytest.approx(F.cross_entropy(features[0] @ weight.T + bias, y).item())
