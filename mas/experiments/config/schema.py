@@ -93,7 +93,7 @@ class StrategyOptions(NamedOptions):
     @property
     def continual_choice(self) -> ContinualChoice | None:
         """How λ is chosen before each experience, if it is."""
-        lam = getattr(self, "lam", None) if "lam" in self.argument_names else None
+        lam = dict(self).get("lam")  # the field as it is typed, not as plain data
         return lam if isinstance(lam, ContinualChoice) else None
 
     def with_strength(self, lam: float) -> Self:
