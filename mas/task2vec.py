@@ -142,12 +142,12 @@ def embed(
     y, classes = _class_numbers(batches)
     fitted = _fit_head(features, y, classes, weight_decay)
     model = _with_head(body, name, fitted)
-    names = _freeze_all_but_filters(model, name)
+    weights = _freeze_all_but_filters(model, name)
     relabelled = [(batch[0], own, *batch[2:]) for batch, own in zip(batches, y.split(_sizes(batches)), strict=True)]
     fisher = fisher_importance(
         model, relabelled, labels=labels, forward=forward, generator=generator, max_bytes=max_bytes
     )
-    vector = torch.cat([_mean_by_filter(model, name, fisher[name]) for name in names])
+    vector = torch.cat([_mean_by_filter(model, weight, fisher[weight]) for weight in weights])
     logits = fitted(features)
     return TaskEmbedding(
         vector=vector,
@@ -167,7 +167,7 @@ def cosine_distance(a: TaskEmbedding, b: TaskEmbedding) -> float:
 
     Filters that neither task uses are left out.
 
-    Source: Achille et al. 2019, sec. 3.
+    Source: Achille et al. 2019.
     """
     x, y = _vectors(a, b)
     total = x + y
@@ -180,7 +180,7 @@ def asymmetric_distance(a: TaskEmbedding, b: TaskEmbedding, *, alpha: float = AL
 
     A difficult task a makes a good start, so that what it is away from the trivial one is taken off.
 
-    Source: Achille et al. 2019, sec. 3.
+    Source: Achille et al. 2019.
     """
     return cosine_distance(a, b) - alpha * cosine_distance(a, a.trivial())
 
