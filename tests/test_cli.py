@@ -100,7 +100,7 @@ def test_other_warnings_are_shown_as_ever(here, monkeypatch):
         warnings.warn("mind this", UserWarning, stacklevel=1)
         raise ZeroDivisionError
 
-    monkeypatch.setattr("mas.experiments.runner.train_cell", warns)
+    monkeypatch.setattr("mas.experiments.runner.run_cell", warns)
     with pytest.warns(UserWarning, match="mind this"):
         done = mas("run", "small.yaml", "--workers", "1")
     assert "note" not in done.output
@@ -181,7 +181,7 @@ def test_brackets_in_a_reason_are_shown(here, monkeypatch):
         reason = "objective is [nan, nan]"
         return Trained(Outcome(untrained=row, accuracy=[row, row], status="diverged", reason=reason, seconds=1.0))
 
-    monkeypatch.setattr("mas.experiments.runner.train_cell", diverges)
+    monkeypatch.setattr("mas.experiments.runner.run_cell", diverges)
     assert "diverged (objective is [nan, nan])" in mas("run", "small.yaml", "--workers", "1").output
 
 
@@ -239,7 +239,7 @@ def test_a_failed_cell_is_said_with_exit_code_1(here, monkeypatch):
     def broken(cell, keep_weights):
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("mas.experiments.runner.train_cell", broken)
+    monkeypatch.setattr("mas.experiments.runner.run_cell", broken)
     done = mas("run", "small.yaml", "--workers", "1")
     assert done.exit_code == 1
     assert "error: mas-seed1: ZeroDivisionError: oh" in done.output
@@ -250,7 +250,7 @@ def test_an_interrupt_says_how_to_go_on(here, monkeypatch):
     def interrupted(cell, keep_weights):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mas.experiments.runner.train_cell", interrupted)
+    monkeypatch.setattr("mas.experiments.runner.run_cell", interrupted)
     done = mas("run", "small.yaml", "--workers", "1")
     assert done.exit_code == 130
     assert "run the same command again" in done.output

@@ -11,8 +11,8 @@ from torch import nn
 
 from mas.benchmarks.images import keep_on_device
 from mas.experiments.avalanche_types import Benchmark, Clock, Strategy
-from mas.experiments.cell import CellSettings, CellTraining
-from mas.experiments.config.schema import ModelOptions, StrategyOptions, Training
+from mas.experiments.cell import CellTraining, TrainingSettings
+from mas.experiments.config.schema import ModelOptions, StrategyOptions, StreamOptions, Training
 from mas.experiments.errors import DivergedError
 from mas.experiments.networks import build_model
 from mas.experiments.optimizers import make_optimizer
@@ -22,7 +22,7 @@ from mas.strategies import ImportancePlugin
 _EVAL_BATCH = 512
 
 
-def build_benchmark(settings: CellSettings, seed: int, validation: float | None = None) -> Benchmark:
+def build_benchmark(settings: TrainingSettings, seed: int, validation: float | None = None) -> Benchmark:
     """Build the stream of a cell.
 
     Args:
@@ -31,11 +31,16 @@ def build_benchmark(settings: CellSettings, seed: int, validation: float | None 
         validation: the share of the training data to hold out, in place of the settings'.
     """
     stream = settings.benchmark if validation is None else settings.benchmark.holding_out(validation)
-    benchmark = stream.entry(**stream.arguments(), seed=stream_seed(seed, "stream"))
+    benchmark = draw_stream(stream, seed)
     device = settings.training.device
     if device.startswith("cuda"):
         keep_on_device(benchmark, device, free=torch.cuda.mem_get_info(device)[0])
     return benchmark
+
+
+def draw_stream(stream: StreamOptions, seed: int) -> Benchmark:
+    """Return the benchmark of a stream that is drawn from a cell's seed."""
+    return stream.entry(**stream.arguments(), seed=stream_seed(seed, "stream"))
 
 
 def model_for(benchmark: Benchmark, options: ModelOptions, seed: int) -> nn.Module:
@@ -57,7 +62,7 @@ def model_for(benchmark: Benchmark, options: ModelOptions, seed: int) -> nn.Modu
     return build_model(make_body, shape, heads, seed=seed, growing=options.head == "growing")
 
 
-def build_strategy(settings: CellSettings, benchmark: Benchmark, seed: int) -> Strategy:
+def build_strategy(settings: TrainingSettings, benchmark: Benchmark, seed: int) -> Strategy:
     """Build the strategy of a cell with its network, optimizer and random streams."""
     model = model_for(benchmark, settings.model, stream_seed(seed, "initialisation"))
     strategy = make_strategy(settings.strategy, model, settings.training, seed)

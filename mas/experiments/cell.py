@@ -1,21 +1,23 @@
-"""A cell: the training and test of one network, with all settings that it needs."""
+"""A cell: one piece of work, such as training and testing one network, with all settings that it needs."""
 
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
+from mas.annotations import NonNegativeInt
+from mas.experiments.config.embedding import EmbeddingOptions, ProbeNetwork
 from mas.experiments.config.schema import (
     AnyModel,
     AnyProbe,
     AnyScheduledDeficit,
     AnyStrategy,
     AnyStream,
-    Experiment,
     ProbeOptions,
     Training,
+    TrainingExperiment,
 )
 from mas.experiments.options import Options
 
@@ -44,20 +46,15 @@ class SelectionMade(Options):
 
 
 class CellSettings(Options):
-    """What a cell is trained with. Two cells with equal settings and seeds give equal results."""
+    """What a cell works on. Two cells with equal settings and seeds give equal results."""
 
     experiment: str
     benchmark: AnyStream
-    model: AnyModel
-    training: CellTraining
-    strategy: AnyStrategy
-    deficit: AnyScheduledDeficit | None = None
-    probes: list[AnyProbe] = Field(default=[])
     selection: SelectionMade | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as plain data: the classes of its parts are made at run time, and workers make their own."""
-        return CellSettings.model_validate, (self.model_dump(mode="json"),)
+        return type(self).model_validate, (self.model_dump(mode="json"),)
 
     def plain(self) -> dict[str, Any]:
         """Return the settings as plain data.
@@ -68,22 +65,54 @@ class CellSettings(Options):
         return {key: value for key, value in data.items() if value != []}
 
     def describe(self) -> str:
-        """Return in one line what distinguishes the cell: its strategy, its deficit and the values to choose from."""
-        strategy = self.strategy.model_dump(exclude={"label"}, exclude_none=True)
-        deficit = self.deficit.model_dump(exclude={"name", "label", "function"}) if self.deficit else {}
-        chosen = (
-            {option: f"one of {values}" for option, values in self.selection.options.items()} if self.selection else {}
-        )
-        return ", ".join(f"{key}={value}" for key, value in {**strategy, **deficit, **chosen}.items())
+        """Return in one line what distinguishes the cell from others of its config."""
+        return ", ".join(f"{key}={value}" for key, value in self._distinguishing().items())
 
     def held_out(self, validation: float) -> Self:
         """Return the settings of a try: tested on held-out training data, with nothing else measured."""
         benchmark = self.benchmark.holding_out(validation)
-        return self.model_copy(update={"benchmark": benchmark, "probes": [], "selection": None})
+        return self.model_copy(update={"benchmark": benchmark, "selection": None})
+
+    def _distinguishing(self) -> dict[str, Any]:
+        if self.selection is None:
+            return {}
+        return {option: f"one of {values}" for option, values in self.selection.options.items()}
+
+
+class TrainingSettings(CellSettings):
+    """What a network is trained with along a stream."""
+
+    model: AnyModel
+    training: CellTraining
+    strategy: AnyStrategy
+    deficit: AnyScheduledDeficit | None = None
+    probes: list[AnyProbe] = Field(default=[])
+
+    def held_out(self, validation: float) -> Self:
+        """Return the settings of a try: tested on held-out training data, with nothing else measured."""
+        return super().held_out(validation).model_copy(update={"probes": []})
+
+    def _distinguishing(self) -> dict[str, Any]:
+        strategy = self.strategy.model_dump(exclude={"label"}, exclude_none=True)
+        deficit = self.deficit.model_dump(exclude={"name", "label", "function"}) if self.deficit else {}
+        return {**strategy, **deficit, **super()._distinguishing()}
+
+
+class EmbeddingSettings(CellSettings):
+    """How the experiences of a stream are embedded as tasks."""
+
+    job: Literal["embedding"] = "embedding"
+    probe_network: ProbeNetwork
+    embedding: EmbeddingOptions
+    stream_seed: NonNegativeInt | None = None  # None: the stream is drawn from the cell's seed
+
+    def _distinguishing(self) -> dict[str, Any]:
+        stream = {"stream": self.benchmark.stream, **self.benchmark.arguments()}
+        return {**stream, "labels": self.embedding.labels}
 
 
 def settings_for(
-    config: Experiment,
+    config: TrainingExperiment,
     *,
     strategy: AnyStrategy,
     benchmark: AnyStream | None = None,
@@ -92,10 +121,10 @@ def settings_for(
     deficit: AnyScheduledDeficit | None = None,
     probes: list[ProbeOptions] | None = None,
     selection: SelectionMade | None = None,
-) -> CellSettings:
-    """Return the settings of a cell of ``config``; arguments that are given take the place of the config's."""
+) -> TrainingSettings:
+    """Return the settings of a training cell of ``config``; arguments that are given take the place of the config's."""
     changed = {"epochs": epochs or config.training.epochs, "first_epoch": first_epoch}
-    return CellSettings(
+    return TrainingSettings(
         experiment=config.experiment,
         benchmark=benchmark or config.benchmark,
         model=config.model,
@@ -109,7 +138,7 @@ def settings_for(
 
 @dataclass(frozen=True)
 class Cell:
-    """One network's training and test. It knows nothing of other cells, so any process may run it."""
+    """One piece of work with one seed. It knows nothing of other cells, so any process may do it."""
 
     label: str
     seed: int
@@ -119,6 +148,17 @@ class Cell:
     def id(self) -> str:
         """A name for files: of the label and the seed."""
         return f"{_file_name(self.label)}-seed{self.seed}"
+
+    @property
+    def training(self) -> TrainingSettings:
+        """The settings of a training cell.
+
+        Raises:
+            TypeError: the cell does something else.
+        """
+        if not isinstance(self.settings, TrainingSettings):
+            raise TypeError(f"{self.id} trains no network: its settings are {type(self.settings).__name__}")
+        return self.settings
 
 
 def _file_name(label: str) -> str:

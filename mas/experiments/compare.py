@@ -77,7 +77,7 @@ def _without_strategies(config: Experiment) -> dict[str, Any]:
 
 def _cell_settings(results: Results, label: str) -> dict[str, Any]:
     """Return the strategy of a label and the way its values were chosen."""
-    settings = next(r.cell.settings for r in results.records if r.label == label)
+    settings = next(r.cell.training for r in results.records if r.label == label)
     selection = settings.selection and settings.selection.model_dump()
     strategy: dict[str, Any] = settings.strategy.model_dump()
     return strategy | {"selection": selection}

@@ -12,14 +12,21 @@ from pydantic import ValidationError
 from mas.benchmarks import set_data_root
 from mas.experiments.config.checks import check_run_labels
 from mas.experiments.config.complaints import complaints
-from mas.experiments.config.schema import RENAMED_STREAMS, Experiment
+from mas.experiments.config.schema import (
+    RENAMED_STREAMS,
+    Experiment,
+    StreamOptions,
+    Training,
+    parts_of,
+    walk_plain,
+)
 from mas.experiments.config.search import SELECT, Search, candidates, put, take_out_searches, with_values
-from mas.experiments.config.yaml_source import Source, nearest
+from mas.experiments.config.yaml_source import Key, Source, nearest
 from mas.experiments.errors import RenamedWarning, UserError
 from mas.experiments.kind import Kind
 from mas.experiments.optimizers import OPTIMIZERS, takes
 from mas.experiments.registry import KINDS
-from mas.experiments.trial import try_config
+from mas.experiments.trial import check_datasets, check_imports
 
 
 def load_config(
@@ -45,7 +52,8 @@ def load_config(
     kind = _kind(read)
     _read_old_names(kind, read)
     data, searches = take_out_searches(read)
-    config = _on_device(_validated(kind, read, data, searches))
+    _name_device(data)
+    config = _validated(kind, read, data, searches)
     _check_selection(kind, config, read)
     _check_searches(kind, config, read)
     _check_training(config, read)
@@ -55,7 +63,8 @@ def load_config(
     if root := data_root or config.data_root:
         _look_in(Path(root).expanduser())
     if try_data:
-        try_config(kind, config, read)
+        for variant in config.variants():
+            _try(kind, variant, read)
     return config
 
 
@@ -127,12 +136,19 @@ def _with_searches(config: Experiment, searches: Sequence[Search], source: Sourc
     return config.with_searches(searches)
 
 
-def _on_device(config: Experiment) -> Experiment:
-    """Return the config with the device of this machine in place of ``auto``."""
-    if config.training.device != "auto":
-        return config
+def _name_device(data: dict[str, Any]) -> None:
+    """Put the device of this machine in the place of ``auto``."""
     found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return config.model_copy(update={"training": config.training.model_copy(update={"device": found})})
+    automatic = [place for place, value in walk_plain(data) if place[-1] == "device" and value == "auto"]
+    for place in automatic:
+        put(data, place, found)
+
+
+def _try(kind: Kind[Any], config: Experiment, source: Source) -> None:
+    """Build everything of a config once, in small."""
+    check_imports(config, source)
+    check_datasets(config, source)
+    kind.trial(config, [run.settings for run in kind.plan(config)], source)
 
 
 def _check_selection(kind: Kind[Any], config: Experiment, source: Source) -> None:
@@ -148,9 +164,10 @@ def _check_selection(kind: Kind[Any], config: Experiment, source: Source) -> Non
         if search.place[0] in _NEVER_CHOSEN or search.place[-1] in ("label", "device"):
             where = source.where((*search.place, "select"))
             raise UserError(f"{where}: nothing to choose by ACC; give one value")
-    if config.benchmark.held_out:
-        where, name = source.where(("benchmark", "validation")), source.name(first[:2])
-        raise UserError(f"{where}: {name} holds out data by selection.validation; leave this out")
+    for place, stream in parts_of(config, StreamOptions):
+        if stream.held_out:
+            where, name = source.where((*place, "validation")), source.name(first[:2])
+            raise UserError(f"{where}: {name} holds out data by selection.validation; leave this out")
     if both := set(selection.seeds) & set(config.seed_list()):
         where = source.where(("selection", "seeds"))
         raise UserError(f"{where}: found {min(both)}, for which results are reported; allowed: other seeds")
@@ -163,13 +180,17 @@ def _check_training(config: Experiment, source: Source) -> None:
     """Raise UserError for a value that an optimizer does not take, in any combination of values to choose from."""
     searches = [search for search in config.searches if search.place[0] == "training"]
     for choice in candidates(searches):
-        training = config.with_choice(choice).training
-        optimizer = training.optimizer.name
-        for key, value in {"momentum": training.momentum, "weight_decay": training.weight_decay}.items():
-            if value and not takes(optimizer, key):
-                where = source.where(("training", key))
-                allowed = ", ".join(name for name in OPTIMIZERS if takes(name, key))
-                raise UserError(f"{where}: found {key} with {optimizer}; allowed: only with optimizer: {allowed}")
+        for place, training in parts_of(config.with_choice(choice), Training):
+            _check_optimizer(training, place, source)
+
+
+def _check_optimizer(training: Training, place: Key, source: Source) -> None:
+    optimizer = training.optimizer.name
+    for key, value in {"momentum": training.momentum, "weight_decay": training.weight_decay}.items():
+        if value and not takes(optimizer, key):
+            where = source.where((*place, key))
+            allowed = ", ".join(name for name in OPTIMIZERS if takes(name, key))
+            raise UserError(f"{where}: found {key} with {optimizer}; allowed: only with optimizer: {allowed}")
 
 
 def _check_searches(kind: Kind[Any], config: Experiment, source: Source) -> None:

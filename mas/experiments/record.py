@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from pydantic import TypeAdapter
 
-from mas.experiments.cell import Cell, CellSettings
+from mas.experiments.cell import Cell, CellSettings, EmbeddingSettings, TrainingSettings
 from mas.forgetting import forgetting_scores
+from mas.task2vec import TaskEmbedding
 
 VERSION = 2
 """Of the JSON form. Version 1, until 0.1.0, had no number and rows of probes without names."""
@@ -41,14 +43,45 @@ class StrengthTry:
     seconds: float
 
 
+@dataclass(frozen=True)
+class EmbeddingRecord:
+    """The embedding of one experience, as plain data; see `mas.TaskEmbedding`."""
+
+    task: str
+    vector: list[float]
+    scale: list[float]
+    probe: str
+    samples: int
+    classes: int
+    labels: str
+    head_loss: float
+    head_accuracy: float
+
+    def embedding(self) -> TaskEmbedding:
+        """Return the embedding, with tensors."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        own["vector"] = torch.tensor(self.vector, dtype=torch.float64)
+        own["scale"] = torch.tensor(self.scale, dtype=torch.float64)
+        return TaskEmbedding(**own)
+
+    @classmethod
+    def of(cls, embedding: TaskEmbedding) -> "EmbeddingRecord":
+        """Return the record of an embedding."""
+        own = {f.name: getattr(embedding, f.name) for f in fields(cls)}
+        own["vector"] = embedding.vector.tolist()
+        own["scale"] = embedding.scale.tolist()
+        return cls(**own)
+
+
 @dataclass
 class Outcome:
-    """The result of training and testing one network on T experiences."""
+    """What a cell came to: of one that trains, the result of training and testing a network on T experiences."""
 
     untrained: list[float] | None = None  # T accuracies before any training; None if it diverged before
     accuracy: list[Accuracies] = field(default_factory=list)  # R[t, i]: T rows of T accuracies
     tries: list[list[StrengthTry]] = field(default_factory=list)  # a list per experience
     probes: list[ProbeRow] = field(default_factory=list)
+    embeddings: list[EmbeddingRecord] = field(default_factory=list)  # of a cell that embeds
     status: Status = "finished"
     reason: str | None = None  # why it diverged
     seconds: float = 0.0
@@ -86,14 +119,17 @@ class CellRecord:
 
     @property
     def strategy(self) -> str:
-        """The name of the cell's strategy."""
-        name: str = self.cell.settings.strategy.name
+        """The name of a training cell's strategy."""
+        name: str = self.cell.training.strategy.name
         return name
 
     def to_json(self) -> str:
         """Return the record as text, which `from_json` reads."""
         head = {"version": VERSION, "label": self.label, "seed": self.seed, "settings": self.cell.settings.plain()}
-        return json.dumps(head | asdict(self.outcome), indent=2) + "\n"
+        outcome = asdict(self.outcome)
+        if not outcome["embeddings"]:
+            del outcome["embeddings"]  # most cells embed nothing
+        return json.dumps(head | outcome, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "CellRecord":
@@ -108,7 +144,8 @@ class CellRecord:
             raise ValueError(f"a {type(data).__name__} in place of a map")
         if data.get("version") != VERSION:
             raise OldFormatError(f"is of format {data.get('version', 1)}; this version of mas reads format {VERSION}")
-        settings = CellSettings.model_validate(data["settings"])
+        settings = _settings(data["settings"])
+        data.setdefault("embeddings", [])
         outcome = _OUTCOMES.validate_python({key: data[key] for key in _OUTCOME_KEYS})
         return cls(Cell(data["label"], data["seed"], settings), outcome)
 
@@ -122,5 +159,14 @@ def finished(records: Sequence[CellRecord]) -> list[CellRecord]:
     return [record for record in records if record.outcome.finished]
 
 
+def _settings(data: Any) -> CellSettings:
+    """Return settings from plain data; those of a training cell name no job."""
+    job = data.get("job", "training") if isinstance(data, dict) else "training"
+    if job not in _SETTINGS:
+        raise ValueError(f"settings: found job {job!r}; known are {', '.join(_SETTINGS)}")
+    return _SETTINGS[job].model_validate(data)
+
+
+_SETTINGS: dict[str, type[CellSettings]] = {"training": TrainingSettings, "embedding": EmbeddingSettings}
 _OUTCOMES: TypeAdapter[Outcome] = TypeAdapter(Outcome)
 _OUTCOME_KEYS: list[Any] = [f.name for f in fields(Outcome)]

@@ -30,6 +30,7 @@ def write_report(store: Store, config: Experiment, results: Results) -> Headline
     pictures = {name: png(figure) for name, figure in kind.figures(config, tables).items()}
     files: dict[str, str | bytes] = {f"{name}.csv": as_csv(table) for name, table in tables.items()}
     files |= {f"figures/{name}.png": picture for name, picture in pictures.items()}
+    files |= kind.files(config, results)
     files["report.html"] = _rendered(store.folder.name, kind.page(config, tables), pictures, config, results)
     _write_files(store, files)
     return kind.headline(config, tables)

@@ -17,14 +17,15 @@ import torch
 
 from mas.benchmarks import fingerprint
 from mas.experiments.cell import Cell
-from mas.experiments.config.schema import Experiment
+from mas.experiments.config.schema import Experiment, StreamOptions, devices_of, parts_of
 from mas.experiments.config.search import Choice
 from mas.experiments.errors import UserError
+from mas.experiments.jobs import run_cell
 from mas.experiments.plan import Plan
 from mas.experiments.read_config import load_config
 from mas.experiments.results import Results, Tried, best
 from mas.experiments.store import Store
-from mas.experiments.training import Trained, train_cell
+from mas.experiments.training import Trained
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def run_experiment(
     Raises:
         UserError: the folder holds other results or cannot be written; there is no such device.
     """
-    _check_device(config.training.device)
+    for device in devices_of(config.plain()):
+        _check_device(device)
     if workers is not None and workers < 1:
         raise UserError(f"workers: found {workers}; allowed: at least 1, or None for one per core")
     plan, store, workers = Plan(config), Store(folder), workers or default_workers()
@@ -88,7 +90,7 @@ def run_experiment(
     chosen = choices(plan, read_tries(plan, store))
     cells = plan.cells(chosen)
     store.refuse_others(cells)
-    failed += _train_all(cells, store, workers, progress, keep_weights=config.save_model)
+    failed += _train_all(cells, store, workers, progress, keep_weights=config.keeps_weights)
     results = read_results(config, store)
     if not failed:
         failed = [f"{x}: every value tried diverged; give others" for x in results.tries if x not in results.chosen]
@@ -163,14 +165,15 @@ def _claim(plan: Plan, store: Store) -> int:
     chosen = choices(plan, read_tries(plan, store)) if store.folder.is_dir() else {}
     to_report, waiting = plan.cells(chosen), plan.waiting(chosen)
     cells = [*plan.trying_cells(), *to_report]
-    if plan.config.save_model:
+    if plan.config.keeps_weights:
         store.refuse_without_weights(to_report)
     store.claim(plan.config.plain(), cells, waiting, _fingerprints(plan.config))
     return sum(store.read(cell) is not None for cell in cells)
 
 
 def _fingerprints(config: Experiment) -> dict[str, str]:
-    specs = config.benchmark.datasets_used().values()
+    streams = [stream for _, stream in parts_of(config, StreamOptions)]
+    specs = [spec for stream in streams for spec in stream.datasets_used().values()]
     return {spec if isinstance(spec, str) else json.dumps(spec): fingerprint(spec) for spec in specs}
 
 
@@ -247,7 +250,7 @@ def _end_with_parent() -> None:
 def _attempt(cell: Cell, keep_weights: bool) -> Trained | str:
     """Train a cell; return in words what broke, so that one cell does not stop the others."""
     try:
-        return train_cell(cell, keep_weights)
+        return run_cell(cell, keep_weights)
     except UserError as error:
         return str(error)
     except Exception as error:  # noqa: BLE001 - shown with the cell's name, and the run exits with 1

@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from mas.experiments.cell import THREADS, Cell
 from mas.experiments.errors import UserError
+from mas.experiments.files import write_whole
 from mas.experiments.record import CellRecord, OldFormatError, Outcome
 
 _PACKAGES = ("memory-aware-synapses", "torch", "avalanche-lib", "numpy", "scikit-learn")
@@ -131,18 +131,8 @@ class Store:
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write a file atomically: it is there whole or not at all."""
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
         data = content.encode() if isinstance(content, str) else content
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_whole(self.folder / name, data)
 
     def _path(self, cell: Cell) -> Path:
         return self.cells / f"{cell.id}.json"

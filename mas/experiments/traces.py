@@ -70,7 +70,7 @@ def fisher_traces(traces: pd.DataFrame, probes: Sequence[ProbeOptions]) -> pd.Da
 
 def layer_traces(record: CellRecord, data: str) -> LayerTraces:
     """Return the Fisher traces of a cell by layer, in the order of time; of several such probes, the first's."""
-    title = fisher_title(record.cell.settings.probes)
+    title = fisher_title(record.cell.training.probes)
     found: LayerTraces = {}
     for row in record.outcome.probes:
         if row.label == title and row.data == data:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mas.batches import count_correct
 from mas.experiments.avalanche_types import Benchmark, Experience, Strategy, Stream
 from mas.experiments.build import build_benchmark, build_strategy
-from mas.experiments.cell import THREADS, Cell, CellSettings
+from mas.experiments.cell import THREADS, Cell, TrainingSettings
 from mas.experiments.continual import penalty_of, tune
 from mas.experiments.errors import BLOW_UPS, DivergedError
 from mas.experiments.probing import CellProbe, make_deficit_plugin, make_probes
@@ -33,15 +33,23 @@ class Trained:
 
 def train_cell(cell: Cell, keep_weights: bool = False) -> Trained:
     """Train and test one cell, on one thread."""
-    start, threads = time.perf_counter(), torch.get_num_threads()
+    start = time.perf_counter()
+    with as_cell():
+        outcome, model = _train(cell)
+    outcome = replace(outcome, seconds=round(time.perf_counter() - start, 3))
+    return Trained(outcome, _weights(model) if keep_weights else None)
+
+
+@contextmanager
+def as_cell() -> Iterator[None]:
+    """Run on as many threads as every cell does, and hide deprecation warnings of Avalanche."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
         with _without_deprecations():
-            outcome, model = _train(cell)
+            yield
     finally:
         torch.set_num_threads(threads)
-    outcome = replace(outcome, seconds=round(time.perf_counter() - start, 3))
-    return Trained(outcome, _weights(model) if keep_weights else None)
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
@@ -59,7 +67,7 @@ def _without_deprecations() -> Iterator[None]:
 
 
 def _train(cell: Cell) -> tuple[Outcome, nn.Module]:
-    settings, seed = cell.settings, cell.seed
+    settings, seed = cell.training, cell.seed
     benchmark = build_benchmark(settings, seed)
     strategy = build_strategy(settings, benchmark, seed)
     strategy.plugins.append(_Accuracies())
@@ -80,7 +88,7 @@ def _train(cell: Cell) -> tuple[Outcome, nn.Module]:
 
 
 def _add_deficit_and_probes(
-    strategy: Strategy, settings: CellSettings, benchmark: Benchmark, seed: int
+    strategy: Strategy, settings: TrainingSettings, benchmark: Benchmark, seed: int
 ) -> list[CellProbe]:
     """Add the cell's deficit to a strategy, before all that looks at batches, and its probes; return these."""
     deficit = None
@@ -92,7 +100,7 @@ def _add_deficit_and_probes(
     return probes
 
 
-def _learn(strategy: Strategy, experiences: Experience | list[Experience], settings: CellSettings) -> None:
+def _learn(strategy: Strategy, experiences: Experience | list[Experience], settings: TrainingSettings) -> None:
     strategy.train_epochs = settings.training.epochs_of(strategy.clock.train_exp_counter)
     reset = settings.training.reset_optimizer
     strategy.train(experiences, reset_optimizer_state=reset, pin_memory=False)  # images may lie on the GPU
@@ -105,7 +113,7 @@ def _learn(strategy: Strategy, experiences: Experience | list[Experience], setti
 Tuner = Callable[[Strategy, int], list[list[StrengthTry]]]
 
 
-def _tuner(strategy: Strategy, settings: CellSettings, seed: int) -> Tuner:
+def _tuner(strategy: Strategy, settings: TrainingSettings, seed: int) -> Tuner:
     """Return what sets the strength before each experience: nothing, unless it is to be chosen continually."""
     how = settings.strategy.continual_choice
     if how is None:

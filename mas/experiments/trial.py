@@ -1,6 +1,6 @@
 """Build everything of a config once, in small: only that shows what the data hold, and whether all parts fit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -11,44 +11,43 @@ from torch import nn
 
 from mas.benchmarks import DATASETS, DeficitPlugin, make_deficit
 from mas.experiments.build import make_strategy, model_for, optimizer_for
-from mas.experiments.cell import CellSettings, CellTraining
+from mas.experiments.cell import CellSettings, CellTraining, TrainingSettings
+from mas.experiments.config.embedding import ProbeNetwork
 from mas.experiments.config.schema import (
     DeficitOptions,
     Experiment,
     ProbeOptions,
     ScheduledDeficit,
+    Selection,
     StrategyOptions,
     StreamOptions,
+    TrainingExperiment,
     parts_of,
 )
 from mas.experiments.config.yaml_source import Key, Source, nearest
 from mas.experiments.errors import UserError
-from mas.experiments.kind import Kind
 from mas.experiments.options import ImportedOptions
+from mas.experiments.probe_network import probe_network, shape_of
 from mas.imports import IMPORT, check_origin
 from mas.strategies.measured_data import by_task_labels
 
 
-def try_config(kind: Kind[Any], config: Experiment, source: Source) -> None:
+def try_training(config: TrainingExperiment, every: Sequence[CellSettings], source: Source) -> None:
     """Build benchmark, network and strategies once, impair a batch, and take each probe of a few samples.
 
-    Where values are to be chosen, each is tried, one search at a time.
+    Args:
+        config: whose parts are built.
+        every: the settings of its cells; those that train nothing are left out.
+        source: of the config.
 
     Raises:
         UserError: where in the config the mistake is, and what it is.
     """
-    for variant in config.variants():
-        _try_all(kind, variant, source)
-
-
-def _try_all(kind: Kind[Any], config: Experiment, source: Source) -> None:
-    _check_imports(config, source)
-    benchmark = _try_benchmark(kind, config, source)
-    with _errors_at(source, ("model",)):
+    benchmark = try_benchmark(config.benchmark, ("benchmark",), source)
+    with errors_at(source, ("model",)):
         model = model_for(benchmark, config.model, seed=0)
-    every = [run.settings for run in kind.plan(config)]
     _try_epochs(config, benchmark, every, source)
-    with _errors_at(source, ("training", "optimizer")):
+    with errors_at(source, ("training", "optimizer")):
         optimizer_for(model, config.training)
     _try_smallest_batch(config, benchmark, model, source)
     _try_strategies(config, model, source)
@@ -57,53 +56,72 @@ def _try_all(kind: Kind[Any], config: Experiment, source: Source) -> None:
     _try_probes(config, benchmark, model, source)
 
 
-def _check_imports(config: Experiment, source: Source) -> None:
+def check_imports(config: Experiment, source: Source) -> None:
+    """Raise UserError if a function of the user's own cannot be imported, or does not take its options."""
     for place, options in parts_of(config, ImportedOptions):
-        with _errors_at(source, place):
+        with errors_at(source, place):
             options.check()
             if source.path is not None:
                 check_origin(options.function, source.path.parent)
 
 
-def _try_benchmark(kind: Kind[Any], config: Experiment, source: Source) -> Any:
-    _check_datasets(config, source)
-    stream = config.benchmark
-    with _errors_at(source, ("benchmark",)):
-        benchmark = _benchmark_of(stream)
+def check_datasets(config: Experiment, source: Source) -> None:
+    """Raise UserError if a stream has a data set of an unknown name."""
+    for outer, stream in parts_of(config, StreamOptions):
+        for place, spec in stream.datasets_used().items():
+            name = spec.get("name") if isinstance(spec, dict) else spec
+            if name not in (*DATASETS, IMPORT):
+                inner = (*place, "name") if isinstance(spec, dict) else place
+                found = f"found {name!r}{nearest(str(name), list(DATASETS))}"
+                raise UserError(f"{source.where((*outer, *inner))}: {found}; allowed: {', '.join(DATASETS)}")
+
+
+def try_benchmark(stream: StreamOptions, place: Key, source: Source) -> Any:
+    """Return the benchmark of a stream, made with seed 0; raise UserError, with its place, if that fails."""
+    with errors_at(source, place):
+        benchmark = stream.entry(**stream.arguments(), seed=0)
         if not hasattr(benchmark, "train_stream"):
             raise ValueError(f"the stream is a {type(benchmark).__name__}; expected a benchmark of Avalanche")
-    selection = kind.selection(config)
-    chooses = config.searches or any(s.continual_choice for _, s in parts_of(config, StrategyOptions))
-    if selection is not None and chooses:
-        with _errors_at(source, ("selection", "validation")):
-            _benchmark_of(stream.holding_out(selection.validation))
     return benchmark
 
 
-def _benchmark_of(stream: StreamOptions) -> Any:
-    return stream.entry(**stream.arguments(), seed=0)
+def try_probe_network(options: ProbeNetwork, benchmark: Any, place: Key, source: Source) -> None:
+    """Raise UserError if a probe network cannot be built, or does not take the images of a benchmark.
+
+    It is not trained here: that may take hours.
+    """
+    if options.training is None or options.benchmark is None:
+        with errors_at(source, (*place, "model")):
+            probe_network(options, shape_of(benchmark))
+        return
+    trained_on = try_benchmark(options.benchmark, (*place, "benchmark"), source)
+    with errors_at(source, (*place, "model")):
+        model = model_for(trained_on, options.model, seed=0)
+    with errors_at(source, (*place, "training", "optimizer")):
+        optimizer_for(model, options.training)
 
 
-def _check_datasets(config: Experiment, source: Source) -> None:
-    for place, spec in config.benchmark.datasets_used().items():
-        name = spec.get("name") if isinstance(spec, dict) else spec
-        if name not in (*DATASETS, IMPORT):
-            inner = (*place, "name") if isinstance(spec, dict) else place
-            found = f"found {name!r}{nearest(str(name), list(DATASETS))}"
-            raise UserError(f"{source.where(('benchmark', *inner))}: {found}; allowed: {', '.join(DATASETS)}")
+def try_held_out(config: TrainingExperiment, selection: Selection, source: Source) -> None:
+    """Raise UserError if values are to be chosen and the data to choose them by cannot be held out."""
+    chooses = config.searches or any(s.continual_choice for _, s in parts_of(config, StrategyOptions))
+    if chooses:
+        with errors_at(source, ("selection", "validation")):
+            held_out = config.benchmark.holding_out(selection.validation)
+            held_out.entry(**held_out.arguments(), seed=0)
 
 
-def _try_epochs(config: Experiment, benchmark: Any, every: list[CellSettings], source: Source) -> None:
+def _try_epochs(config: TrainingExperiment, benchmark: Any, every: Sequence[CellSettings], source: Source) -> None:
     size, epochs = len(benchmark.train_stream), config.training.epochs
     if not isinstance(epochs, int) and len(epochs) != size:
         where = source.where(("training", "epochs"))
         raise UserError(f"{where}: found {len(epochs)} numbers; allowed: one for all, or {size}")
-    with _errors_at(source, ("training", "schedule")):
+    with errors_at(source, ("training", "schedule")):
         for settings in every:
-            settings.training.rate_factor(settings.training.longest_epochs() - 1)
+            if isinstance(settings, TrainingSettings):
+                settings.training.rate_factor(settings.training.longest_epochs() - 1)
 
 
-def _try_smallest_batch(config: Experiment, benchmark: Any, model: nn.Module, source: Source) -> None:
+def _try_smallest_batch(config: TrainingExperiment, benchmark: Any, model: nn.Module, source: Source) -> None:
     """Raise UserError if a last batch of one image is too small for the model, as it is for BatchNorm."""
     size = config.training.batch_size
     alone = next((e for e in benchmark.train_stream if len(e.dataset) % size == 1), None)
@@ -121,40 +139,40 @@ def _try_smallest_batch(config: Experiment, benchmark: Any, model: nn.Module, so
         ) from None
 
 
-def _try_loss(config: Experiment, benchmark: Any, model: nn.Module, source: Source) -> None:
+def _try_loss(config: TrainingExperiment, benchmark: Any, model: nn.Module, source: Source) -> None:
     batch = _few(benchmark)
     loss = config.training.loss
     one = deepcopy(model).train()
     avalanche_model_adaptation(one, benchmark.train_stream[0])  # a growing head has no classes before
-    with _errors_at(source, ("training", "loss")):
+    with errors_at(source, ("training", "loss")):
         loss.entry(by_task_labels(one.eval(), batch), batch[1], **loss.arguments())
 
 
-def _try_strategies(config: Experiment, model: nn.Module, source: Source) -> None:
+def _try_strategies(config: TrainingExperiment, model: nn.Module, source: Source) -> None:
     training = CellTraining(**config.training.model_dump() | {"device": "cpu"})
     for place, options in parts_of(config, StrategyOptions):
-        with _errors_at(source, place):
+        with errors_at(source, place):
             for one in options.each_strength():
                 make_strategy(one, model, training, 0)
 
 
-def _try_deficits(config: Experiment, benchmark: Any, source: Source) -> None:
+def _try_deficits(config: TrainingExperiment, benchmark: Any, source: Source) -> None:
     """Apply each deficit to a small batch, and check that scheduled deficits end within the training."""
     x, y, *_ = _few(benchmark)
     for place, deficit in parts_of(config, DeficitOptions):
-        with _errors_at(source, place):
+        with errors_at(source, place):
             make_deficit(deficit.spec(), int(y.max()) + 1)(x, y, torch.Generator())
     size = len(benchmark.train_stream)
     for place, deficit in parts_of(config, ScheduledDeficit):
         total = sum(config.training.epochs_of(t) for t in range(size))
-        with _errors_at(source, place):
+        with errors_at(source, place):
             DeficitPlugin(lambda x, y, generator: (x, y), deficit.start, deficit.end, epochs=total)
 
 
-def _try_probes(config: Experiment, benchmark: Any, model: nn.Module, source: Source) -> None:
+def _try_probes(config: TrainingExperiment, benchmark: Any, model: nn.Module, source: Source) -> None:
     avalanche_model_adaptation(model.train(), benchmark.train_stream[0])  # a growing head has no classes before
     for place, probe in parts_of(config, ProbeOptions):
-        with _errors_at(source, place):
+        with errors_at(source, place):
             probe.entry(model, [_few(benchmark)], by_task_labels, **probe.arguments())
 
 
@@ -164,7 +182,7 @@ def _few(benchmark: Any) -> list[Any]:
 
 
 @contextmanager
-def _errors_at(source: Source, place: Key) -> Iterator[None]:
+def errors_at(source: Source, place: Key) -> Iterator[None]:
     """Raise UserError, with the place in the config, for an error of the code inside."""
     try:
         yield

@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from mas.experiments.cell import Cell, CellSettings
+from mas.experiments.cell import Cell, TrainingSettings
 from mas.experiments.plan import Plan
 from mas.experiments.read_config import load_config
 from mas.experiments.record import CellRecord, Outcome
@@ -42,7 +42,7 @@ def first_cell(*strategies, **changes):
 
 
 @cache
-def settings_of(strategy) -> CellSettings:
+def settings_of(strategy) -> TrainingSettings:
     """Return the settings of a cell that trains a strategy."""
     return first_cell(strategy).settings
 

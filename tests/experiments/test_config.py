@@ -112,7 +112,7 @@ def test_set_changes_values_anywhere(write):
             "epoch: 1",
             "c.yaml:4: training.epoch: unknown key, did you mean 'epochs'?; allowed: epochs, batch_size",
         ),
-        ("seeds: 2", "seed: 2", "c.yaml:9: seed: unknown key, did you mean 'seeds'?; allowed: experiment, benchmark"),
+        ("seeds: 2", "seed: 2", "c.yaml:9: seed: unknown key, did you mean 'seeds'?; allowed: experiment, seeds"),
         (
             "lam: 1.0",
             "lamda: 1.0",

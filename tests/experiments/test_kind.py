@@ -16,7 +16,7 @@ import mas.experiments
 from mas.annotations import Positive
 from mas.cli import app
 from mas.experiments.cell import settings_for
-from mas.experiments.config.schema import STRATEGY_MODELS, Experiment, WholeStream
+from mas.experiments.config.schema import STRATEGY_MODELS, TrainingExperiment, WholeStream
 from mas.experiments.errors import UserError
 from mas.experiments.kind import Kind, PlannedRun
 from mas.experiments.plan import Plan
@@ -29,7 +29,7 @@ from mas.experiments.tables import final_accuracies, results_table
 # A kind of its own: the same network is trained with several learning rates.
 
 
-class Rates(Experiment):
+class Rates(TrainingExperiment):
     """``experiment: rates``: train one network with several learning rates."""
 
     experiment: Literal["rates"]
@@ -117,8 +117,8 @@ class TestAKindWrittenInATest:
             ("rates=[0]", "--set rates=[0]: rates[0]: found 0; allowed: greater than 0"),
             (
                 "rate=[0.1]",
-                "--set rate=[0.1]: rate: unknown key, did you mean 'rates'?; allowed: experiment, benchmark, model, "
-                "training, seeds, data_root, save_model, rates",
+                "--set rate=[0.1]: rate: unknown key, did you mean 'rates'?; allowed: experiment, seeds, data_root, "
+                "benchmark, model, training, save_model, rates",
             ),
             ("rates=[0.1, 0.1]", "own.yaml:1: two runs would have the label 'lr-0.1'; give one of them another label"),
             (

@@ -24,7 +24,7 @@ from mas.experiments.training import train_cell
 from mas.strategies import STRATEGIES
 from tests.experiments.builders import TEXT, first_cell, made_up, without_time
 
-TRAIN_CELL = "mas.experiments.runner.train_cell"
+TRAIN_CELL = "mas.experiments.runner.run_cell"
 
 
 @pytest.fixture(scope="module")

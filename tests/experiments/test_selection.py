@@ -30,7 +30,7 @@ from tests.experiments.builders import made_up, make_record
 
 WHOLE = split("digits", 5, seed=stream_seed(0, "stream"))
 WHOLE_SIZES = {len(experience.dataset) for experience in WHOLE.train_stream}
-TRAIN_CELL = "mas.experiments.runner.train_cell"
+TRAIN_CELL = "mas.experiments.runner.run_cell"
 
 TEXT = """\
 experiment: forgetting

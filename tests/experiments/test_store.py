@@ -21,7 +21,7 @@ from mas.experiments.training import train_cell
 from tests.data import make_folder
 from tests.experiments.builders import TEXT, first_cell, made_up, make_record
 
-TRAIN_CELL = "mas.experiments.runner.train_cell"
+TRAIN_CELL = "mas.experiments.runner.run_cell"
 
 
 @pytest.fixture(scope="module")

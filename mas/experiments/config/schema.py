@@ -210,7 +210,7 @@ def _strength_list(name: str, annotation: Any, default: Any) -> Any:
     return _data_by_name(name, annotation)
 
 
-def _stream_option(name: str, annotation: Any, default: Any) -> Any:
+def stream_option(name: str, annotation: Any, default: Any) -> Any:
     """Return the type of a stream's option: in YAML, a deficit is a map."""
     return one_of(STREAM_DEFICIT_MODELS, "name") if name == "deficit" else annotation
 
@@ -256,7 +256,7 @@ STREAM_DEFICIT_MODELS = models_of(DEFICITS, "name", leave_out=FILLED_IN)
 DEFICIT_MODELS = models_of(DEFICITS, "name", leave_out=FILLED_IN, base=DeficitOptions)
 SCHEDULED_DEFICIT_MODELS = models_of(DEFICITS, "name", leave_out=FILLED_IN, base=ScheduledDeficit)
 PROBE_MODELS = models_of(PROBES, "name", leave_out={"model", "batches", "forward"}, base=ProbeOptions)
-STREAM_MODELS = models_of(STREAMS, "stream", leave_out={"seed"}, base=StreamOptions, typed=_stream_option)
+STREAM_MODELS = models_of(STREAMS, "stream", leave_out={"seed"}, base=StreamOptions, typed=stream_option)
 MODEL_MODELS = models_of(MODELS, "name", leave_out={"shape"}, base=ModelOptions)
 STRATEGY_MODELS = models_of(STRATEGIES, "name", leave_out=_NOT_OPTIONS, base=StrategyOptions, typed=_strategy_option)
 PROTECTION_MODELS = models_of(STRATEGIES, "name", leave_out=_NOT_OPTIONS, base=StrategyOptions, typed=_strength_list)
@@ -351,12 +351,8 @@ class Experiment(Options):
     """The keys of all experiments. A value to be chosen by ``select`` stands as the first of its list."""
 
     experiment: str
-    benchmark: AnyStream
-    model: AnyModel = MODEL_MODELS["mlp"]()
-    training: Training = Training()
     seeds: Annotated[int, Field(gt=0, le=10_000)] | Seeds = 5
     data_root: str | None = None  # where data sets are, or are downloaded to
-    save_model: bool = False  # keep each cell's trained weights
     _searches: tuple[Search, ...] = PrivateAttr(default=())
 
     @property
@@ -392,6 +388,11 @@ class Experiment(Options):
             put(data, search.place, {"select": list(search.values)})
         return data
 
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether the trained weights of each cell are kept."""
+        return False
+
     def seed_list(self) -> list[int]:
         """Return the seeds: ``5`` means 0 to 4."""
         return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
@@ -400,6 +401,20 @@ class Experiment(Options):
         """Return a value as the typed config has it: 1 becomes 1.0 where a float is expected."""
         changed = with_values(self.model_dump(mode="json"), {place: value})
         return value_at(type(self).model_validate(changed).model_dump(mode="json"), place)
+
+
+class TrainingExperiment(Experiment):
+    """The keys of experiments that train networks along a stream."""
+
+    benchmark: AnyStream
+    model: AnyModel = MODEL_MODELS["mlp"]()
+    training: Training = Training()
+    save_model: bool = False  # keep each cell's trained weights
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether the trained weights of each cell are kept."""
+        return self.save_model
 
 
 P = TypeVar("P", bound=BaseModel)
@@ -414,6 +429,11 @@ def parts_of(config: BaseModel, kind: type[P], place: Key = ()) -> Iterator[tupl
                 yield here, item
             if isinstance(item, BaseModel):
                 yield from parts_of(item, kind, here)
+
+
+def devices_of(data: Any) -> list[str]:
+    """Return the devices that plain data of a config name."""
+    return [value for place, value in walk_plain(data) if place[-1] == "device" and isinstance(value, str)]
 
 
 def walk_plain(data: Any, place: Key = ()) -> Iterator[tuple[Key, Any]]:

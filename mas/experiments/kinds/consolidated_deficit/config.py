@@ -10,8 +10,8 @@ from mas.experiments.config.schema import (
     AnyDeficit,
     AnyProbe,
     AnyProtection,
-    Experiment,
     ProbeOptions,
+    TrainingExperiment,
     WholeStream,
     each_once,
     probe_options,
@@ -28,7 +28,7 @@ def _default_probes() -> list[ProbeOptions]:
     return [probe_options("fisher_trace")]
 
 
-class ConsolidatedDeficit(Experiment):
+class ConsolidatedDeficit(TrainingExperiment):
     """``experiment: consolidated_deficit``: protect what impaired epochs teach while clear ones follow."""
 
     experiment: Literal["consolidated_deficit"]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mas.experiments.cell import CellSettings, settings_for
+from mas.experiments.cell import TrainingSettings, settings_for
 from mas.experiments.config.schema import STRATEGY_MODELS, STREAM_MODELS, StrategyOptions, StreamOptions
 from mas.experiments.kind import PlannedRun
 from mas.experiments.kinds.consolidated_deficit.config import ConsolidatedDeficit
@@ -53,7 +53,7 @@ def _variants(config: ConsolidatedDeficit) -> Iterator[Variant]:
                 yield Variant(protection.title(), strategy, options.get("lam"), length)  # type: ignore[arg-type]
 
 
-def _settings(config: ConsolidatedDeficit, variant: Variant) -> CellSettings:
+def _settings(config: ConsolidatedDeficit, variant: Variant) -> TrainingSettings:
     return settings_for(
         config,
         strategy=variant.strategy,

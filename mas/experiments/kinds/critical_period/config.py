@@ -10,8 +10,8 @@ from mas.experiments.config.schema import (
     AnyDeficit,
     AnyProbe,
     Epochs,
-    Experiment,
     ProbeOptions,
+    TrainingExperiment,
     WholeStream,
     probe_options,
 )
@@ -39,7 +39,7 @@ class Trace(Options):
     probes: Annotated[list[AnyProbe], Field(min_length=1)] = Field(default_factory=_default_probes)
 
 
-class CriticalPeriod(Experiment):
+class CriticalPeriod(TrainingExperiment):
     """``experiment: critical_period``: impair a while of training, and see what stays impaired."""
 
     experiment: Literal["critical_period"]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from mas.experiments.cell import CellSettings, settings_for
+from mas.experiments.cell import TrainingSettings, settings_for
 from mas.experiments.config.schema import SCHEDULED_DEFICIT_MODELS, STRATEGY_MODELS, ScheduledDeficit
 from mas.experiments.kind import PlannedRun
 from mas.experiments.kinds.critical_period.config import AT_END, CriticalPeriod
@@ -107,7 +107,7 @@ def _window_points(config: CriticalPeriod) -> Iterator[Point]:
         yield Point("window", title, onset, TrainingRun(epochs, title, onset, end), TrainingRun(epochs))
 
 
-def _settings(config: CriticalPeriod, run: TrainingRun) -> CellSettings:
+def _settings(config: CriticalPeriod, run: TrainingRun) -> TrainingSettings:
     deficit = _scheduled(config, run)
     probes = config.probes if run in traced_runs(config) else []
     return settings_for(

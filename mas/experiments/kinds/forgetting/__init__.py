@@ -7,11 +7,13 @@ from mas.experiments.kinds.forgetting.page import headline, page
 from mas.experiments.kinds.forgetting.plan import plan
 from mas.experiments.kinds.forgetting.scores import compare
 from mas.experiments.kinds.forgetting.tables import tables
+from mas.experiments.kinds.forgetting.trial import trial
 
 FORGETTING = Kind(
     name="forgetting",
     config=Forgetting,
     check=check,
+    trial=trial,
     plan=plan,
     selection=lambda config: config.selection,
     tables=tables,

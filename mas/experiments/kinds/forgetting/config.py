@@ -5,12 +5,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mas.experiments.config.checks import check_titles, check_views
-from mas.experiments.config.schema import AnyProbe, AnyScheduledDeficit, AnyStrategy, Experiment, Selection
+from mas.experiments.config.schema import AnyProbe, AnyScheduledDeficit, AnyStrategy, Selection, TrainingExperiment
 from mas.experiments.config.yaml_source import Source
 from mas.experiments.errors import UserError
 
 
-class Forgetting(Experiment):
+class Forgetting(TrainingExperiment):
     """``experiment: forgetting``: train strategies along a stream and see who forgets what."""
 
     experiment: Literal["forgetting"]

@@ -1,0 +1,42 @@
+"""How tasks are embedded: by which network, from which images, with which estimator."""
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from mas.annotations import Count, NonNegativeInt, Positive
+from mas.experiments.config.schema import MODEL_MODELS, AnyModel, Device, Training, WholeStream
+from mas.experiments.options import Options
+
+Estimator = Literal["exact", "sampled", "hutchinson", "empirical", "predicted"]
+
+
+class ProbeNetwork(Options):
+    """The network that tasks are embedded by.
+
+    It is trained once on the whole data set of ``benchmark``, and kept in the cache. Without ``training`` it
+    is taken as it is built, such as with the ``weights`` of torchvision.
+    """
+
+    model: AnyModel = MODEL_MODELS["small_cnn"]()
+    benchmark: WholeStream | None = None  # what it is trained on; tasks are resized to these images
+    training: Training | None = None
+    seed: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _is_trained_on_something(self) -> Self:
+        if self.training is not None and self.benchmark is None:
+            raise ValueError("training needs a benchmark: give probe_network.benchmark")
+        return self
+
+
+class EmbeddingOptions(Options):
+    """How a task is embedded, see `mas.embed`."""
+
+    labels: Estimator = "hutchinson"
+    weight_decay: Positive = 1e-3  # of the fitted head
+    data: Literal["train", "test"] = "train"
+    per_class: Count | None = None  # images of each class, drawn from the cell's seed; None is all
+    parts: Count = 1  # the images are dealt out in so many parts; seed s takes part s modulo parts
+    batch_size: Count = 128
+    device: Device = "cpu"

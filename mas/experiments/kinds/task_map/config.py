@@ -1,0 +1,49 @@
+"""What a config of ``experiment: task_map`` may say."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from mas.benchmarks import STREAMS
+from mas.experiments.config.checks import check_titles
+from mas.experiments.config.embedding import EmbeddingOptions, ProbeNetwork
+from mas.experiments.config.schema import Experiment, Label, Seeds, StreamOptions, one_of, stream_option
+from mas.experiments.config.yaml_source import Source
+from mas.experiments.options import models_of
+from mas.task2vec import DISTANCES
+
+DistanceName: Any = Literal[tuple(DISTANCES)]
+
+
+class LabelledStream(StreamOptions):
+    """A stream whose experiences are embedded."""
+
+    label: Label | None = None
+
+    def title(self) -> str:
+        """Return the label, or else the stream's name and that of its data set."""
+        if self.label:
+            return self.label
+        specs = self.datasets_used().values()
+        names = [spec if isinstance(spec, str) else str(spec.get("name")) for spec in specs]
+        return "-".join([self.stream, *names[:1]])
+
+
+LABELLED_STREAMS = models_of(STREAMS, "stream", leave_out={"seed"}, base=LabelledStream, typed=stream_option)
+AnyLabelledStream: Any = one_of(LABELLED_STREAMS, "stream", "split")
+
+
+class TaskMap(Experiment):
+    """``experiment: task_map``: embed tasks by Task2Vec, and show which are alike."""
+
+    experiment: Literal["task_map"]
+    streams: Annotated[list[AnyLabelledStream], Field(min_length=1)]  # each experience is a task
+    probe_network: ProbeNetwork
+    embedding: EmbeddingOptions = EmbeddingOptions()
+    distance: DistanceName = "cosine"  # that is drawn; every distance is in the tables
+    seeds: Annotated[int, Field(gt=0, le=10_000)] | Seeds = 1  # each embeds every task once
+
+
+def check(config: TaskMap, source: Source) -> None:
+    """Raise UserError for what the types cannot say."""
+    check_titles(("streams",), [stream.title() for stream in config.streams], source)
