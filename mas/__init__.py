@@ -48,14 +48,23 @@ if TYPE_CHECKING:
     from mas.plasticity import trainability as trainability
     from mas.plasticity import unit_activity as unit_activity
     from mas.state import preserving_state as preserving_state
+    from mas.task2vec import Reachability as Reachability
+    from mas.task2vec import SelectionScore as SelectionScore
     from mas.task2vec import TaskEmbedding as TaskEmbedding
     from mas.task2vec import asymmetric_distance as asymmetric_distance
     from mas.task2vec import correlation_distance as correlation_distance
     from mas.task2vec import cosine_distance as cosine_distance
+    from mas.task2vec import curriculum_order as curriculum_order
     from mas.task2vec import distance_matrix as distance_matrix
     from mas.task2vec import embed as embed
+    from mas.task2vec import head_accuracy as head_accuracy
     from mas.task2vec import jensen_shannon as jensen_shannon
     from mas.task2vec import kl_divergence as kl_divergence
+    from mas.task2vec import least_typical_order as least_typical_order
+    from mas.task2vec import normalized_cosine_distance as normalized_cosine_distance
+    from mas.task2vec import rank_experts as rank_experts
+    from mas.task2vec import reachability as reachability
+    from mas.task2vec import selection_score as selection_score
     from mas.task2vec import stream_complexity as stream_complexity
     from mas.task2vec import stream_heterogeneity as stream_heterogeneity
 
@@ -100,11 +109,20 @@ _HOME = {
     "distance_matrix": "mas.task2vec",
     "cosine_distance": "mas.task2vec",
     "asymmetric_distance": "mas.task2vec",
+    "normalized_cosine_distance": "mas.task2vec",
     "kl_divergence": "mas.task2vec",
     "jensen_shannon": "mas.task2vec",
     "correlation_distance": "mas.task2vec",
     "stream_complexity": "mas.task2vec",
     "stream_heterogeneity": "mas.task2vec",
+    "curriculum_order": "mas.task2vec",
+    "least_typical_order": "mas.task2vec",
+    "rank_experts": "mas.task2vec",
+    "SelectionScore": "mas.task2vec",
+    "selection_score": "mas.task2vec",
+    "Reachability": "mas.task2vec",
+    "reachability": "mas.task2vec",
+    "head_accuracy": "mas.task2vec",
     # continual-learning scores
     "forgetting_scores": "mas.forgetting",
 }

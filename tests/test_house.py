@@ -32,6 +32,7 @@ SOURCES = sorted(
     {
         *ROOT.glob("mas/*.py"),
         *ROOT.glob("mas/rules/*.py"),
+        *ROOT.glob("mas/task2vec/*.py"),
         *ROOT.glob("mas/experiments/**/*.py"),
         *ROOT.glob("strategies/*.py"),
         *ROOT.glob("benchmarks/*.py"),
