@@ -13,7 +13,9 @@ from mas.benchmarks.deficits import DEFICITS, DeficitPlugin, apply_deficit, make
 from mas.benchmarks.folders import DataError
 from mas.benchmarks.images import BatchedDataset, Images, as_dataset
 from mas.benchmarks.loading import data_root, set_data_root
+from mas.benchmarks.names import experience_names
 from mas.benchmarks.streams import STREAMS, deficit_then_clear, instances, permuted, rotated, sequence, split, whole
+from mas.benchmarks.tasks import mixture, one_vs_rest, pairs
 
 __all__ = [
     "DATASETS",
@@ -28,10 +30,14 @@ __all__ = [
     "data_root",
     "deficit_then_clear",
     "digits",
+    "experience_names",
     "fingerprint",
     "instances",
     "load_dataset",
     "make_deficit",
+    "mixture",
+    "one_vs_rest",
+    "pairs",
     "permuted",
     "rotated",
     "sequence",

@@ -299,7 +299,7 @@ _TEST_FOLDERS = ("test", "val", "valid")
 
 
 def _read_tree(tree: ImageTree, size: int) -> Images:
-    return Images(read_images(tree, size), tree.labels)
+    return Images(read_images(tree, size), tree.labels, class_names=tuple(tree.classes))
 
 
 def _check_same_classes(root: Path, train: list[str], test: list[str]) -> None:

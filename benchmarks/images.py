@@ -37,6 +37,8 @@ class Images(Dataset[tuple[Tensor, int]]):
         augment: a function applied to training batches only, after the changes.
         scale: mean and standard deviation of each channel, each of shape (C, 1, 1), for the final
             standardisation.
+        name: of the task that the images are, see `mas.benchmarks.experience_names`.
+        class_names: the name of each class, by its label; None if the data set has none.
     """
 
     pixels: Tensor
@@ -45,6 +47,8 @@ class Images(Dataset[tuple[Tensor, int]]):
     changes: tuple[Transform, ...] = ()
     augment: Transform | None = None
     scale: tuple[Tensor, Tensor] | None = None
+    name: str | None = None
+    class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.rows is None:

@@ -2,27 +2,34 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
-from typing import Annotated, Literal, get_args
+from dataclasses import replace
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from annotated_types import MinLen
-from avalanche.benchmarks import CLScenario, benchmark_from_datasets, with_classes_timeline
-from avalanche.benchmarks.scenarios.task_aware import with_task_labels
-from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import rotate
+from avalanche.benchmarks import CLScenario
 
 from mas.annotations import Count, NonNegativeInt, PartialShare
-from mas.benchmarks.datasets import DatasetSpec, hold_out, load_dataset
+from mas.benchmarks.building import (
+    Augment,
+    Scenario,
+    brought_together,
+    check_scenario,
+    check_shapes,
+    class_count,
+    make_benchmark,
+    padding,
+    prepare,
+    select_classes,
+)
+from mas.benchmarks.changes import Permutation, Rotation
+from mas.benchmarks.datasets import DatasetSpec, hold_out
 from mas.benchmarks.deficits import DeficitSpec, apply_deficit, make_deficit
-from mas.benchmarks.images import AUGMENTATIONS, Images, Pair, Transform, as_dataset, channel_statistics
+from mas.benchmarks.images import Images, Pair, Transform
+from mas.benchmarks.names import class_set_name, dataset_name, deficit_name
+from mas.benchmarks.tasks import mixture, one_vs_rest, pairs
 
-Scenario = Literal["task", "domain", "class"]
-Augment = Literal["none", "flip", "crop", "crop_flip"]
 ClassOrder = Literal["fixed", "random"] | list[NonNegativeInt]
 Angles = Literal["even", "random"] | list[float]
 
@@ -62,16 +69,18 @@ def split(
         ValueError: an unknown name, more experiences than classes, or an order that is not one
             of all classes.
     """
-    _check_scenario(scenario)
-    train, test = _prepare(dataset, validation=validation, normalize=normalize, augment=augment)
-    classes = _class_count(train)
+    check_scenario(scenario)
+    train, test = prepare(dataset, validation=validation, normalize=normalize, augment=augment)
+    classes = class_count(train)
     order = torch.tensor(_order(class_order, classes, seed))
     sizes = _sizes(experiences, classes, dataset)
     parts = []
+    names = []
     for own in order.split(sizes):
         labels = own if scenario == "class" else torch.arange(len(own))
-        parts.append((_select_classes(train, own, labels), _select_classes(test, own, labels)))
-    return _benchmark(parts, tasks=scenario == "task")
+        parts.append((select_classes(train, own, labels), select_classes(test, own, labels)))
+        names.append(class_set_name(train, own.tolist()))
+    return make_benchmark(parts, names, tasks=scenario == "task")
 
 
 def permuted(
@@ -94,13 +103,15 @@ def permuted(
         first: "plain" leaves the pixels of the first experience in place.
         seed: of the permutations.
     """
-    pair = _prepare(dataset, validation=validation, normalize=normalize)
+    pair = prepare(dataset, validation=validation, normalize=normalize)
     pixels = math.prod(pair[0].pixels.shape[2:])
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(pixels, generator=generator) for _ in range(experiences)]
+    names = [f"permutation {number}" for number in range(experiences)]
     if first == "plain":
         orders[0] = torch.arange(pixels)
-    return _one_change_each(pair, [_Permutation(order) for order in orders], scenario)
+        names[0] = "plain"
+    return _one_change_each(pair, [Permutation(order) for order in orders], names, scenario)
 
 
 def rotated(
@@ -123,8 +134,9 @@ def rotated(
         seed: of random angles.
     """
     degrees = _degrees(angles, experiences, seed)
-    pair = _prepare(dataset, validation=validation, normalize=normalize)
-    return _one_change_each(pair, [_Rotation(angle) for angle in degrees], scenario)
+    pair = prepare(dataset, validation=validation, normalize=normalize)
+    names = [f"{round(angle, 1):g}°" for angle in degrees]
+    return _one_change_each(pair, [Rotation(angle) for angle in degrees], names, scenario)
 
 
 def instances(
@@ -143,14 +155,15 @@ def instances(
         experiences: their number.
         seed: of the draw.
     """
-    train, test = _prepare(dataset, validation=validation, normalize=normalize, augment=augment)
+    train, test = prepare(dataset, validation=validation, normalize=normalize, augment=augment)
     fewest = min(int(part.labels.bincount().min()) for part in (train, test))
     if experiences > fewest:
         raise ValueError(f"experiences is {experiences}; a class has {fewest} images, so give 1 to {fewest}")
     generator = torch.Generator().manual_seed(seed)
     train_parts = _deal(train, experiences, generator)
     test_parts = _deal(test, experiences, generator)
-    return _benchmark(list(zip(train_parts, test_parts, strict=True)), tasks=False)
+    names = [f"part {number}" for number in range(experiences)]
+    return make_benchmark(list(zip(train_parts, test_parts, strict=True)), names, tasks=False)
 
 
 def whole(
@@ -172,8 +185,8 @@ def whole(
         pad: black pixels to add on each side.
         seed: of the draw of training images; test images are always the same.
     """
-    pair = _prepare(dataset, _padding(pad), validation=validation, normalize=normalize, augment=augment)
-    return _benchmark([_draw_pair(pair, train, test, seed)], tasks=False)
+    pair = prepare(dataset, padding(pad), validation=validation, normalize=normalize, augment=augment)
+    return make_benchmark([_draw_pair(pair, train, test, seed)], [dataset_name(dataset)], tasks=False)
 
 
 def deficit_then_clear(
@@ -196,12 +209,13 @@ def deficit_then_clear(
         dataset, train, test, pad, validation, normalize, augment: as for `whole`.
         seed: of the draw of training images, and of the deficit's draws.
     """
-    pair = _prepare(dataset, _padding(pad), validation=validation, normalize=normalize, augment=augment)
+    pair = prepare(dataset, padding(pad), validation=validation, normalize=normalize, augment=augment)
     clear_train, clear_test = _draw_pair(pair, train, test, seed)
-    made = make_deficit(deficit, _class_count(clear_train), seed=seed)
+    made = make_deficit(deficit, class_count(clear_train), seed=seed)
     impaired_train = apply_deficit(clear_train, made, seed=seed)
     impaired_test = apply_deficit(clear_test, made, seed=seed + 1)
-    return _benchmark([(impaired_train, impaired_test), (clear_train, clear_test)], tasks=False)
+    parts = [(impaired_train, impaired_test), (clear_train, clear_test)]
+    return make_benchmark(parts, [deficit_name(deficit), "clear"], tasks=False)
 
 
 def sequence(
@@ -222,16 +236,12 @@ def sequence(
         validation, normalize, augment: as for `split`; each data set is normalised on its own.
         seed: not used; the order is that of the list.
     """
-    channels = max(load_dataset(dataset)[0].pixels.shape[1] for dataset in datasets)
-    resize = _Resized(channels, size)
+    resize = brought_together(datasets, size)
     parts = [
-        _prepare(dataset, (resize,), validation=validation, normalize=normalize, augment=augment)
-        for dataset in datasets
+        prepare(dataset, (resize,), validation=validation, normalize=normalize, augment=augment) for dataset in datasets
     ]
-    shapes = {tuple(train[0][0].shape) for train, _ in parts}
-    if len(shapes) > 1:
-        raise ValueError(f"images of the data sets have the shapes {sorted(shapes)}; give size to bring them to one")
-    return _benchmark(parts, tasks=True)
+    check_shapes(parts)
+    return make_benchmark(parts, [dataset_name(dataset) for dataset in datasets], tasks=True)
 
 
 STREAMS: dict[str, Callable[..., CLScenario]] = {
@@ -239,50 +249,14 @@ STREAMS: dict[str, Callable[..., CLScenario]] = {
     "permuted": permuted,
     "rotated": rotated,
     "instances": instances,
+    "one_vs_rest": one_vs_rest,
+    "pairs": pairs,
+    "mixture": mixture,
     "sequence": sequence,
     "whole": whole,
     "deficit_then_clear": deficit_then_clear,
 }
 """Name in YAML -> function that returns an Avalanche benchmark; its arguments are the keys beside the name."""
-
-
-@dataclass(frozen=True)
-class _Permutation:
-    order: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return x.flatten(2)[:, :, self.order.to(x.device)].reshape(x.shape)
-
-
-@dataclass(frozen=True)
-class _Rotation:
-    degrees: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return rotate(x, self.degrees, InterpolationMode.BILINEAR)
-
-
-@dataclass(frozen=True)
-class _Resized:
-    channels: int
-    size: int | None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.size and x.shape[-2:] != (self.size, self.size):
-            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
-        return x.expand(-1, self.channels, -1, -1) if x.shape[1] == 1 else x
-
-
-@dataclass(frozen=True)
-class _Padded:
-    pixels: int
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.pad(x, (self.pixels,) * 4)
-
-
-def _padding(pixels: int) -> tuple[Transform, ...]:
-    return (_Padded(pixels),) if pixels else ()
 
 
 def _draw_pair(pair: Pair, train: int | None, test: int | None, seed: int) -> Pair:
@@ -298,65 +272,16 @@ def _draw(images: Images, number: int | None, name: str, seed: int) -> Images:
     return drawn
 
 
-def _prepare(
-    dataset: DatasetSpec,
-    changes: tuple[Transform, ...] = (),
-    *,
-    validation: float,
-    normalize: bool,
-    augment: str = "none",
-) -> Pair:
-    """Load a data set and attach what is to be done to its batches."""
-    _check_name("augment", augment, tuple(AUGMENTATIONS))
-    train, test = _normalized(load_dataset(dataset), changes, validation, normalize)
-    return replace(train, augment=AUGMENTATIONS[augment]), test
-
-
-# Cached, as it reads all images and a process builds the stream for every cell. Images are hashed by identity.
-@cache
-def _normalized(pair: Pair, changes: tuple[Transform, ...], validation: float, normalize: bool) -> Pair:
-    train, test = (replace(part, changes=changes) for part in pair)
-    if validation:
-        train, test = hold_out(train, validation)
-    scale = channel_statistics(train) if normalize else None
-    return replace(train, scale=scale), replace(test, scale=scale)
-
-
-def _one_change_each(pair: Pair, changes: Sequence[Transform], scenario: str) -> CLScenario:
+def _one_change_each(pair: Pair, changes: Sequence[Transform], names: Sequence[str], scenario: str) -> CLScenario:
     """Return a benchmark that shows all data in each experience, with one of the changes."""
-    _check_scenario(scenario)
-    classes = _class_count(pair[0])
+    check_scenario(scenario)
+    classes = class_count(pair[0])
     parts = []
     for number, change in enumerate(changes):
         offset = number * classes if scenario == "class" else 0
         train, test = (replace(part, changes=(*part.changes, change), labels=part.labels + offset) for part in pair)
         parts.append((train, test))
-    return _benchmark(parts, tasks=scenario == "task")
-
-
-def _benchmark(parts: Sequence[Pair], *, tasks: bool) -> CLScenario:
-    """Return an Avalanche benchmark of the (train, test) images of each experience."""
-    train = []
-    test = []
-    for number, (train_images, test_images) in enumerate(parts):
-        task = number if tasks else 0
-        train.append(as_dataset(train_images, task))
-        test.append(as_dataset(test_images, task))
-    plain = benchmark_from_datasets(train=train, test=test)
-    benchmark = with_task_labels(with_classes_timeline(plain))
-    for stream in benchmark.streams.values():
-        stream.benchmark = benchmark  # Avalanche leaves it out; an experience finds its test data through it
-    return benchmark
-
-
-def _select_classes(images: Images, classes: Tensor, new_labels: Tensor) -> Images:
-    """Return the images of some classes, with new labels."""
-    size = int(max(images.labels.max(), classes.max())) + 1
-    new_label = torch.full((size,), -1)
-    new_label[classes] = new_labels
-    labels = new_label[images.labels]
-    kept = (labels >= 0).nonzero()[:, 0]
-    return replace(images.subset(kept), labels=labels[kept])
+    return make_benchmark(parts, names, tasks=scenario == "task")
 
 
 def _deal(images: Images, hands: int, generator: torch.Generator) -> list[Images]:
@@ -364,10 +289,6 @@ def _deal(images: Images, hands: int, generator: torch.Generator) -> list[Images
     shuffled = torch.randperm(len(images), generator=generator)
     by_class = shuffled[images.labels[shuffled].argsort(stable=True)]
     return [images.subset(by_class[hand::hands].sort().values) for hand in range(hands)]
-
-
-def _class_count(images: Images) -> int:
-    return int(images.labels.max()) + 1
 
 
 def _degrees(angles: Angles, experiences: int, seed: int) -> list[float]:
@@ -410,12 +331,3 @@ def _order(class_order: str | Sequence[int], classes: int, seed: int) -> list[in
             f"give 'fixed', 'random' or a list of the classes 0 to {classes - 1}, each once"
         )
     return list(class_order)
-
-
-def _check_scenario(scenario: str) -> None:
-    _check_name("scenario", scenario, get_args(Scenario))
-
-
-def _check_name(key: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        raise ValueError(f"{key} is {name!r}; known are {', '.join(known)}")
