@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mas.benchmarks import experience_names
 from mas.experiments.avalanche_types import Benchmark, Data, Experience
 from mas.experiments.build import draw_stream
 from mas.experiments.cell import Cell, EmbeddingSettings
@@ -66,21 +67,18 @@ def _embed_all(settings: EmbeddingSettings, seed: int) -> list[EmbeddingRecord]:
     probe, shape = probe_network(settings.probe_network, shape_of(benchmark))
     probe = probe.to(options.device)
     embeddings = []
-    for number, (name, experience) in enumerate(zip(_names(benchmark), experiences, strict=True)):
+    for number, (name, experience) in enumerate(zip(experience_names(benchmark), experiences, strict=True)):
         embedding = embed(
             probe,
             task_batches(experience, options, shape, seed=seed, number=number),
             task=name,
             labels=options.labels,
             weight_decay=options.weight_decay,
+            beta=options.beta,
             generator=torch.Generator(options.device).manual_seed(stream_seed(seed, "embedding", number)),
         )
         embeddings.append(EmbeddingRecord.of(embedding))
     return embeddings
-
-
-def _names(benchmark: Benchmark) -> list[str]:
-    return [f"experience {number}" for number in range(len(benchmark.train_stream))]
 
 
 def _stream_of(benchmark: Benchmark, data: str) -> list[Experience]:

@@ -54,6 +54,7 @@ class EmbeddingRecord:
     samples: int
     classes: int
     labels: str
+    beta: float
     head_loss: float
     head_accuracy: float
 

@@ -7,8 +7,11 @@ from mas.experiments.kind import Kind
 from mas.experiments.kinds.consolidated_deficit import CONSOLIDATED_DEFICIT
 from mas.experiments.kinds.critical_period import CRITICAL_PERIOD
 from mas.experiments.kinds.forgetting import FORGETTING
+from mas.experiments.kinds.task_map import TASK_MAP
 
-KINDS: dict[str, Kind[Any]] = {kind.name: kind for kind in (FORGETTING, CRITICAL_PERIOD, CONSOLIDATED_DEFICIT)}
+KINDS: dict[str, Kind[Any]] = {
+    kind.name: kind for kind in (FORGETTING, CRITICAL_PERIOD, CONSOLIDATED_DEFICIT, TASK_MAP)
+}
 """Name in YAML -> kind of experiment."""
 
 

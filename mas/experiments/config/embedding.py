@@ -7,6 +7,7 @@ from pydantic import model_validator
 from mas.annotations import Count, NonNegativeInt, Positive
 from mas.experiments.config.schema import MODEL_MODELS, AnyModel, Device, Training, WholeStream
 from mas.experiments.options import Options
+from mas.task2vec import BETA
 
 Estimator = Literal["exact", "sampled", "hutchinson", "empirical", "predicted"]
 
@@ -35,6 +36,7 @@ class EmbeddingOptions(Options):
 
     labels: Estimator = "hutchinson"
     weight_decay: Positive = 1e-3  # of the fitted head
+    beta: Positive = BETA  # weight of the prior, in nats
     data: Literal["train", "test"] = "train"
     per_class: Count | None = None  # images of each class, drawn from the cell's seed; None is all
     parts: Count = 1  # the images are dealt out in so many parts; seed s takes part s modulo parts
