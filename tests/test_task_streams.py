@@ -251,6 +251,8 @@ class TestAll:
         assert train
         assert test
         assert not train & test
+        own = digits()[0 if validation else 1]  # all digits share their pixels
+        assert test <= set(own.rows.tolist())
 
     def test_the_seed_alone_counts(self, make, options):
         state = torch.get_rng_state()
