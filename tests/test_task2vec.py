@@ -185,7 +185,8 @@ def test_stable_in_the_number_of_samples():
     distances = [cosine_distance(embed(wide, [(x[:n], y[:n])]), whole) for n in (100, 200, 400, 800)]
     others = [cosine_distance(embed(wide, [rows_of_class(row, samples=1600)]), whole) for row in (2, 3, 5)]
     assert distances == sorted(distances, reverse=True)
-    assert distances[0] < 0.5 < 0.6 < min(others)
+    assert distances[0] < 0.5
+    assert min(others) > 0.6
     assert distances[-1] < 0.3
 
 

@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from mas import Reachability, distance_matrix, head_accuracy, rank_experts, reachability, selection_score
 from mas.task2vec import DISTANCES
-from tests.task2vec_cases import embedding, probe, random_embeddings, split, task
+from tests.task2vec_cases import embedding, linear_probe, linear_task, probe, random_embeddings, split, task
 from tests.test_gradients import assert_unchanged, snapshot
 
 
@@ -129,23 +130,17 @@ def test_frozen_trains_the_head_to_its_optimum():
 
 
 def test_a_fitted_head_is_scored_on_the_test_batches():
-    train, test = task(seed=1, samples=300), task(seed=2, samples=90)
-    model = probe()
+    x, y = linear_task(samples=200)
+    train, test = [(x[:100], y[:100])], [(x[100:], y[100:])]
+    model = linear_probe()
     before = snapshot(model)
     found = head_accuracy(model, train, test, weight_decay=0.1)
     assert_unchanged(before, snapshot(model))
-    assert found == head_accuracy(model, split(train, 7), split(test, 13), head="fc", weight_decay=0.1)
-    sklearn = pytest.importorskip("sklearn.linear_model")
-    model.eval()
-    features = []
-    for x, _ in (*train, *test):
-        hook = model.fc.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0].detach().numpy()))
-        model(x)
-        hook.remove()
-    ((_, y),), ((_, test_y),) = train, test
-    theirs = sklearn.LogisticRegression(C=1 / (0.1 * len(y)), tol=1e-10, max_iter=10_000)
-    theirs.fit(features[0], y.numpy())
-    assert found == pytest.approx(theirs.score(features[1], test_y.numpy()))
+    assert found == head_accuracy(model, split(train, 7), split(test, 13), head="1", weight_decay=0.1)
+    features = (x @ model[0].weight.detach().T).numpy()
+    theirs = LogisticRegression(C=1 / (0.1 * 100), tol=1e-10, max_iter=10_000)
+    theirs.fit(features[:100], y[:100])
+    assert found == pytest.approx(theirs.score(features[100:], y[100:]))
     assert 0.4 < found < 1
 
 

@@ -74,9 +74,10 @@ def digits():
     return model, x[order], y[order]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [range(10), (3, 8)], ids=["ten digits", "3 and 8"])
 def test_it_ranks_filters_as_the_exact_fisher_information_does(digits, classes):
-    """MEASURED"""
+    """Rank correlation RANKS, correlation of logarithms LOGS."""
     model, x, y = digits
     kept = torch.isin(y, torch.tensor(classes))
     batches = list(zip(x[kept].split(64), y[kept].split(64), strict=True))
