@@ -20,11 +20,12 @@ STEPS = 1000
 """Default number of steps of Adam.
 
 On a small CNN trained on scikit-learn's digits, with batches of 64, the precisions of 80 filters then have the rank
-correlation 0.92 with those of the exact Fisher information (log-log 0.98) for the ten digits; 0.89 after 500 steps.
+correlation 0.92 with those of the exact Fisher information for the ten digits, 0.93 for 3 and 8 (their logarithms
+correlate with 0.99). Twice as many steps bring the rank correlation to 0.94 and 0.97.
 """
 
 _RATE = 0.2  # of Adam at first; it falls to 0 by the last step
-_BETAS = (0.9, 0.99)  # of Adam: the second forgets the first gradients, which are much larger than later ones
+_BETAS = (0.9, 0.95)  # of Adam: the second forgets the first gradients, which are much larger than later ones
 _LEVELS = range(-12, 0)  # σ² starts at λ² times the best power of ten
 _AVERAGED = 0.5  # the share of the steps, the last ones, over which log σ² is averaged
 
