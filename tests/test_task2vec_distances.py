@@ -59,6 +59,12 @@ def test_the_correlation_is_that_of_the_variances():
     assert correlation_distance(a, b) == pytest.approx(expected.item())
 
 
+def test_the_normalized_cosine_is_that_of_the_variances_in_units_of_the_prior():
+    a, b = random_embeddings(2)
+    expected = 1 - torch.cosine_similarity(a.scale / a.precision, b.scale / b.precision, dim=0)
+    assert normalized_cosine_distance(a, b) == pytest.approx(expected.item())
+
+
 def papers_formula(a, b):
     total = a.vector + b.vector
     x, y = a.vector / total, b.vector / total
