@@ -56,7 +56,8 @@ def asymmetric_distance(a: TaskEmbedding, b: TaskEmbedding, *, alpha: float = AL
 def normalized_cosine_distance(a: TaskEmbedding, b: TaskEmbedding) -> float:
     """Return the cosine distance of the posteriors' variances in units of the prior's, (β/λ²) / h, from 0 to 1.
 
-    A filter that a task does not use has 1, so that the tasks are compared by what they leave free.
+    A filter that a task does not use has 1, so that the tasks are compared by what they leave free. Take a large β,
+    near the λ²F of the filters that count: with a small one, all filters in use are near 0 and alike.
 
     Raises:
         ValueError: as `cosine_distance`.
@@ -94,6 +95,8 @@ def jensen_shannon(a: TaskEmbedding, b: TaskEmbedding) -> float:
 
 def correlation_distance(a: TaskEmbedding, b: TaskEmbedding) -> float:
     """Return 1 minus the Pearson correlation of the posteriors' variances 1/h over filters, from 0 to 2.
+
+    As with `normalized_cosine_distance`, filters that a task does not use count most.
 
     Raises:
         ValueError: as `cosine_distance`.
