@@ -160,3 +160,8 @@ def test_orders_of_one_task_or_none():
 def test_an_odd_one_out_is_least_typical():
     tasks = [embedding(1.0, 0.1, 1.0), embedding(1.1, 0.1, 0.9), embedding(0.1, 5.0, 0.1), embedding(0.9, 0.1, 1.1)]
     assert least_typical_order(tasks)[0] == 2
+
+
+def test_the_distance_of_a_task_to_itself_does_not_count():
+    tasks = [embedding(9.0, 0.0), embedding(0.1, 0.0)]  # each is as far from the other: they keep their order
+    assert least_typical_order(tasks, distance="asymmetric") == [0, 1]
