@@ -6,6 +6,7 @@ a whole batch at once. Avalanche's loaders, replay buffers and strategies carry 
 torch's default collate function knows the samples too.
 """
 
+import bisect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -251,6 +252,33 @@ def as_dataset(images: Images, task_label: int = 0) -> BatchedDataset:
         ],
         collate_fn=collate,
     )
+
+
+def sources_of(dataset: AvalancheDataset) -> list[tuple[Images, int]]:
+    """Return, for each sample of a data set, the images that it comes from and its position in them.
+
+    Raises:
+        ValueError: some samples come from elsewhere, or a transform was added on the way.
+    """
+    return _sources(dataset, range(len(dataset)))
+
+
+def _sources(data: Any, index: Sequence[int]) -> list[tuple[Images, int]]:
+    if isinstance(data, Images):
+        return [(data, int(position)) for position in index]
+    if isinstance(data, AvalancheDataset):
+        return _sources(data._flat_data, index)
+    if not isinstance(data, FlatData):
+        raise ValueError(f"samples come from a {type(data).__name__}; expected Images")
+    if data._indices is not None:
+        own = _indices_of(data)
+        index = [int(own[position]) for position in index]
+    found = []
+    for position in index:
+        number = bisect.bisect_right(data._cumulative_sizes, position)
+        start = data._cumulative_sizes[number - 1] if number else 0
+        found += _sources(data._datasets[number], [position - start])
+    return found
 
 
 def keep_on_device(benchmark: CLScenario, device: torch.device | str, *, free: int) -> None:

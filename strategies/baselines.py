@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from avalanche.benchmarks.utils.data_loader import GroupBalancedInfiniteDataLoader
 from avalanche.models import DynamicModule, MultiTaskModule
 from avalanche.training.plugins import AGEMPlugin, ReplayPlugin
 from avalanche.training.plugins import GEMPlugin as AvalancheGEMPlugin
@@ -70,6 +71,15 @@ class GEMPlugin(AvalancheGEMPlugin):
 class _AGEMPlugin(AGEMPlugin):
     def __init__(self, patterns_per_experience: Count = 100, sample_size: Count = 64):
         super().__init__(patterns_per_experience, sample_size)
+
+    def after_restore(self) -> None:
+        """Make the loader of stored samples anew, after the plugin's state was restored."""
+        if self.buffers:
+            size = self.sample_size // len(self.buffers)
+            self.buffer_dataloader = GroupBalancedInfiniteDataLoader(
+                self.buffers, batch_size=size, num_workers=0, pin_memory=False, persistent_workers=False
+            )
+            self.buffer_dliter = iter(self.buffer_dataloader)
 
 
 class _ReplayPlugin(ReplayPlugin):

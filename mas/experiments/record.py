@@ -1,7 +1,7 @@
 """The record of a cell: typed, with one JSON form that holds its version."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -149,6 +149,11 @@ class CellRecord:
         data.setdefault("embeddings", [])
         outcome = _OUTCOMES.validate_python({key: data[key] for key in _OUTCOME_KEYS})
         return cls(Cell(data["label"], data["seed"], settings), outcome)
+
+
+def outcome_from_plain(data: Mapping[str, Any]) -> Outcome:
+    """Return an outcome from plain data, as of `dataclasses.asdict`."""
+    return _OUTCOMES.validate_python(dict(data))
 
 
 class OldFormatError(ValueError):

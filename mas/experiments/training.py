@@ -15,10 +15,12 @@ from mas.batches import count_correct
 from mas.experiments.avalanche_types import Benchmark, Experience, Strategy, Stream
 from mas.experiments.build import build_benchmark, build_strategy
 from mas.experiments.cell import THREADS, Cell, TrainingSettings
+from mas.experiments.checkpoints import Checkpoints
 from mas.experiments.continual import penalty_of, tune
 from mas.experiments.errors import BLOW_UPS, DivergedError
 from mas.experiments.probing import CellProbe, make_deficit_plugin, make_probes
 from mas.experiments.record import Outcome, StrengthTry
+from mas.experiments.resuming import Resumable
 from mas.state import preserving_state
 from mas.strategies import Joint, ProbePlugin
 
@@ -31,12 +33,18 @@ class Trained:
     weights: dict[str, Tensor] | None = None  # of the network at the end, on the CPU, if they are to be kept
 
 
-def train_cell(cell: Cell, keep_weights: bool = False) -> Trained:
-    """Train and test one cell, on one thread."""
+def train_cell(cell: Cell, keep_weights: bool = False, checkpoints: Checkpoints | None = None) -> Trained:
+    """Train and test one cell, on one thread; go on from its newest checkpoint, if there is one.
+
+    Args:
+        cell: to be trained.
+        keep_weights: whether to return the weights.
+        checkpoints: of the cell; None saves nothing on the way.
+    """
     start = time.perf_counter()
     with as_cell():
-        outcome, model = _train(cell)
-    outcome = replace(outcome, seconds=round(time.perf_counter() - start, 3))
+        outcome, model = _train(cell, checkpoints)
+    outcome = replace(outcome, seconds=round(outcome.seconds + time.perf_counter() - start, 3))
     return Trained(outcome, _weights(model) if keep_weights else None)
 
 
@@ -66,7 +74,7 @@ def _without_deprecations() -> Iterator[None]:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
-def _train(cell: Cell) -> tuple[Outcome, nn.Module]:
+def _train(cell: Cell, checkpoints: Checkpoints | None) -> tuple[Outcome, nn.Module]:
     settings, seed = cell.training, cell.seed
     benchmark = build_benchmark(settings, seed)
     strategy = build_strategy(settings, benchmark, seed)
@@ -75,12 +83,20 @@ def _train(cell: Cell) -> tuple[Outcome, nn.Module]:
     tune_for = _tuner(strategy, settings, seed)
     size = len(benchmark.train_stream)
     outcome = Outcome(accuracy=[[None] * size for _ in range(size)])
+    resumable = Resumable(strategy, benchmark, outcome, checkpoints)
+    strategy.plugins.append(resumable)  # last: it saves what all others have done
     try:
-        outcome.untrained = _test(strategy, benchmark.test_stream)
-        for trained_on, experiences in _stages(strategy, benchmark):
-            outcome.tries += tune_for(strategy, trained_on)
+        resumable.resume()
+        if outcome.untrained is None:
+            outcome.untrained = _test(strategy, benchmark.test_stream)
+        stages = _stages(strategy, benchmark)
+        for trained_on, experiences in stages[resumable.stage :]:
+            if not resumable.is_inside:
+                resumable.begin()
+                outcome.tries += tune_for(strategy, trained_on)
             _learn(strategy, experiences, settings)
             outcome.accuracy[trained_on] = list(_test(strategy, benchmark.test_stream))
+            resumable.stage += 1
     except BLOW_UPS as error:
         outcome.status, outcome.reason = "diverged", str(error)
     outcome.probes = [row for probe in probes for row in probe.rows()]
@@ -123,7 +139,7 @@ def _tuner(strategy: Strategy, settings: TrainingSettings, seed: int) -> Tuner:
     held_out = build_benchmark(settings, seed, validation)  # the same stream; no test data
 
     def accuracy_of(strategy: Strategy, number: int) -> float:
-        strategy.plugins = [plugin for plugin in strategy.plugins if not isinstance(plugin, ProbePlugin)]
+        strategy.plugins = [plugin for plugin in strategy.plugins if not isinstance(plugin, ProbePlugin | Resumable)]
         try:
             _learn(strategy, held_out.train_stream[number], settings)
             return _test(strategy, held_out.test_stream[number])[0]
