@@ -1,6 +1,8 @@
 """Embed the experiences of a stream as tasks, by a probe network."""
 
 import time
+from collections.abc import Iterator
+from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
@@ -10,19 +12,24 @@ from mas.benchmarks import experience_names
 from mas.experiments.avalanche_types import Benchmark, Data, Experience
 from mas.experiments.build import draw_stream
 from mas.experiments.cell import Cell, EmbeddingSettings
+from mas.experiments.checkpoints import Checkpoints
 from mas.experiments.config.embedding import EmbeddingOptions
 from mas.experiments.errors import BLOW_UPS
 from mas.experiments.probe_network import Shape, probe_network, shape_of
-from mas.experiments.record import EmbeddingRecord, Outcome
+from mas.experiments.record import EmbeddingRecord, Outcome, outcome_from_plain
 from mas.experiments.seeds import stream_seed
+from mas.experiments.stopping import StoppedError, stop_requested
 from mas.experiments.training import Trained, as_cell
 from mas.task2vec import embed
 
 Batches = list[tuple[Tensor, Tensor]]
 
 
-def embed_cell(cell: Cell, keep_weights: bool = False) -> Trained:
-    """Embed every experience of a cell's stream, on one thread; there are no weights to keep."""
+def embed_cell(cell: Cell, keep_weights: bool = False, checkpoints: Checkpoints | None = None) -> Trained:
+    """Embed every experience of a cell's stream, on one thread; there are no weights to keep.
+
+    A cell that was stopped goes on with the experience after the last one that it saved.
+    """
     settings = cell.settings
     if not isinstance(settings, EmbeddingSettings):
         raise TypeError(f"{cell.id} embeds nothing: its settings are {type(settings).__name__}")
@@ -30,7 +37,9 @@ def embed_cell(cell: Cell, keep_weights: bool = False) -> Trained:
     outcome = Outcome()
     with as_cell():
         try:
-            outcome.embeddings = _embed_all(settings, cell.seed)
+            for embedding in _embed_all(settings, cell.seed, _saved(checkpoints)):
+                outcome.embeddings.append(embedding)
+                _save(checkpoints, outcome)
         except BLOW_UPS as error:
             outcome.status, outcome.reason = "diverged", str(error)
     outcome.seconds = round(time.perf_counter() - start, 3)
@@ -59,26 +68,40 @@ def task_batches(
     return batches
 
 
-def _embed_all(settings: EmbeddingSettings, seed: int) -> list[EmbeddingRecord]:
+def _saved(checkpoints: Checkpoints | None) -> list[EmbeddingRecord]:
+    """Return what was embedded before the cell was stopped."""
+    state = checkpoints.newest() if checkpoints else None
+    return outcome_from_plain(state).embeddings if state else []
+
+
+def _save(checkpoints: Checkpoints | None, outcome: Outcome) -> None:
+    if checkpoints and (stop_requested() or checkpoints.is_due(within_epoch=False)):
+        checkpoints.save(lambda: asdict(outcome))
+    if stop_requested():
+        raise StoppedError
+
+
+def _embed_all(settings: EmbeddingSettings, seed: int, done: list[EmbeddingRecord]) -> Iterator[EmbeddingRecord]:
+    """Yield the embedding of each experience, those that are done first."""
+    yield from done
     stream = seed if settings.stream_seed is None else settings.stream_seed
     benchmark = draw_stream(settings.benchmark, stream)
     options = settings.embedding
     experiences = list(_stream_of(benchmark, options.data))
     probe, shape = probe_network(settings.probe_network, shape_of(benchmark))
     probe = probe.to(options.device)
-    embeddings = []
-    for number, (name, experience) in enumerate(zip(experience_names(benchmark), experiences, strict=True)):
+    names = experience_names(benchmark)
+    for number in range(len(done), len(experiences)):
         embedding = embed(
             probe,
-            task_batches(experience, options, shape, seed=seed, number=number),
-            task=name,
+            task_batches(experiences[number], options, shape, seed=seed, number=number),
+            task=names[number],
             labels=options.labels,
             weight_decay=options.weight_decay,
             beta=options.beta,
             generator=torch.Generator(options.device).manual_seed(stream_seed(seed, "embedding", number)),
         )
-        embeddings.append(EmbeddingRecord.of(embedding))
-    return embeddings
+        yield EmbeddingRecord.of(embedding)
 
 
 def _stream_of(benchmark: Benchmark, data: str) -> list[Experience]:

@@ -3,16 +3,17 @@
 from collections.abc import Callable
 
 from mas.experiments.cell import Cell, CellSettings, EmbeddingSettings, TrainingSettings
+from mas.experiments.checkpoints import Checkpoints
 from mas.experiments.embedding import embed_cell
 from mas.experiments.training import Trained, train_cell
 
-JOBS: dict[type[CellSettings], Callable[[Cell, bool], Trained]] = {
+JOBS: dict[type[CellSettings], Callable[[Cell, bool, Checkpoints | None], Trained]] = {
     TrainingSettings: train_cell,
     EmbeddingSettings: embed_cell,
 }
-"""Type of settings -> function of (cell, whether weights are kept)."""
+"""Type of settings -> function of (cell, whether weights are kept, checkpoints of the cell)."""
 
 
-def run_cell(cell: Cell, keep_weights: bool = False) -> Trained:
+def run_cell(cell: Cell, keep_weights: bool = False, checkpoints: Checkpoints | None = None) -> Trained:
     """Do what a cell is there for."""
-    return JOBS[type(cell.settings)](cell, keep_weights)
+    return JOBS[type(cell.settings)](cell, keep_weights, checkpoints)

@@ -12,6 +12,7 @@ from mas.experiments.avalanche_types import Benchmark, Strategy
 from mas.experiments.checkpoints import Checkpoints
 from mas.experiments.record import Outcome, outcome_from_plain
 from mas.experiments.snapshot import CannotCaptureError, capture, random_state, restore, set_random_state
+from mas.experiments.stopping import StoppedError, stop_requested
 
 
 class Resumable(SupervisedPlugin[Strategy]):
@@ -78,7 +79,9 @@ class Resumable(SupervisedPlugin[Strategy]):
 
     def save(self, *, inside: bool = False, iteration: int = 0) -> None:
         """Save a checkpoint, if it is due and the state can be told."""
-        if self.checkpoints is None or not self.checkpoints.is_due(within_epoch=iteration > 0):
+        if self.checkpoints is None:
+            return
+        if not stop_requested() and not self.checkpoints.is_due(within_epoch=iteration > 0):
             return
         try:
             self.checkpoints.save(lambda: self._state(inside, iteration))
@@ -109,6 +112,8 @@ class Resumable(SupervisedPlugin[Strategy]):
         """Save within an epoch."""
         if self.checkpoints is not None and _draws_only_at_the_start(strategy.dataloader):
             self.save(inside=True, iteration=strategy.clock.train_epoch_iterations)
+        if stop_requested():
+            raise StoppedError
 
     def after_training_epoch(self, strategy: Strategy, *args: object, **kwargs: object) -> None:
         """Save between epochs."""

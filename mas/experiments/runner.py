@@ -2,15 +2,8 @@
 
 import json
 import os
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import torch
@@ -19,13 +12,13 @@ from mas.benchmarks import fingerprint
 from mas.experiments.cell import Cell
 from mas.experiments.config.schema import Experiment, StreamOptions, devices_of, parts_of
 from mas.experiments.config.search import Choice
+from mas.experiments.engines.local import run_local
+from mas.experiments.engines.task import Failed, Stopped, Task
 from mas.experiments.errors import UserError
-from mas.experiments.jobs import run_cell
 from mas.experiments.plan import Plan
 from mas.experiments.read_config import load_config
 from mas.experiments.results import Results, Tried, best
 from mas.experiments.store import Store
-from mas.experiments.training import Trained
 
 
 @dataclass(frozen=True)
@@ -182,76 +175,20 @@ def _train_all(
 ) -> list[str]:
     """Train and keep the cells that are not finished; return a line for each that broke."""
     failed = []
+    stopped = 0
     missing = [cell for cell in cells if store.read(cell) is None]
-    for cell, trained in _train(missing, workers, keep_weights):
-        if isinstance(trained, str):
-            failed.append(f"{cell.id}: {trained}")
-            progress(CellEnded(cell, "failed", trained))
+    tasks = [Task(cell, keep_weights, store.checkpoints(cell)) for cell in missing]
+    for task, result in run_local(tasks, workers):
+        cell = task.cell
+        if isinstance(result, Stopped):
+            stopped += 1
+        elif isinstance(result, Failed):
+            failed.append(f"{cell.id}: {result.reason}")
+            progress(CellEnded(cell, "failed", result.reason))
         else:
-            outcome = trained.outcome
-            store.save(cell, outcome, trained.weights)
+            outcome = result.outcome
+            store.save(cell, outcome, result.weights)
             progress(CellEnded(cell, outcome.status, outcome.reason, outcome.seconds))
+    if stopped:
+        raise KeyboardInterrupt
     return failed
-
-
-def _train(cells: Sequence[Cell], workers: int, keep_weights: bool) -> Iterator[tuple[Cell, Trained | str]]:
-    workers = min(workers, len(cells))
-    if workers <= 1:
-        for cell in cells:
-            yield cell, _attempt(cell, keep_weights)
-        return
-    # spawn: a fork of a process that has used torch's threads can hang
-    with ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool:
-        with _main_module_hidden():
-            futures = {pool.submit(_attempt, cell, keep_weights): cell for cell in cells}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool:
-            raise UserError(
-                "a worker process died, perhaps for lack of memory; "
-                "finished cells are kept: run again with fewer --workers"
-            ) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-@contextmanager
-def _main_module_hidden() -> Iterator[None]:
-    """Keep workers from importing the caller's script again.
-
-    A spawned process imports ``__main__`` first, so that what is defined there can be unpickled. Cells
-    need nothing of it, and a script without an ``if __name__ == "__main__"`` guard would run again.
-    """
-    main = vars(sys.modules["__main__"])
-    shown = dict(main)
-    main["__spec__"] = None
-    main.pop("__file__", None)
-    try:
-        yield
-    finally:
-        main.update({name: shown[name] for name in ("__spec__", "__file__") if name in shown})
-
-
-def _end_with_parent() -> None:
-    """End this worker when its parent process ends; otherwise it would wait for work forever."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in a background job, where the parent goes on
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: do not train the cells that are queued already
-    parent = parent_process()
-
-    def wait_for_end() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=wait_for_end, daemon=True).start()
-
-
-def _attempt(cell: Cell, keep_weights: bool) -> Trained | str:
-    """Train a cell; return in words what broke, so that one cell does not stop the others."""
-    try:
-        return run_cell(cell, keep_weights)
-    except UserError as error:
-        return str(error)
-    except Exception as error:  # noqa: BLE001 - shown with the cell's name, and the run exits with 1
-        return f"{type(error).__name__}: {error}"

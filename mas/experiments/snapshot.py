@@ -7,10 +7,10 @@ of their samples in the stream, and parameters by their names.
 
 import importlib
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -119,27 +119,53 @@ class _Capture:
         return {name: self._encode(value, name) for name, value in own.items()}
 
     def _encode(self, value: Any, name: str) -> Plain:
+        """Return a value as a dict whose first key says how it is decoded."""
         if value is None or isinstance(value, bool | int | float | str):
             return {"plain": value}
-        if isinstance(value, nn.Parameter):
-            return {"parameter": self._parameter(value, name)}
-        if isinstance(value, Tensor):
-            return {"tensor": value.detach().clone()}
-        if isinstance(value, np.ndarray):
-            return {"array": torch.from_numpy(value.copy())}
-        if isinstance(value, torch.Generator):
-            return {"generator": value.get_state()}
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return {"named_tuple": [self._encode(item, name) for item in value], "class": _class_name(value)}
-        if isinstance(value, list | tuple | set):
-            return {type(value).__name__: [self._encode(item, name) for item in value]}
-        if isinstance(value, dict):
-            return {"dict": [[self._encode(key, name), self._encode(item, name)] for key, item in value.items()]}
-        if isinstance(value, nn.Module):
-            return {"module": _module_state(value)}
-        if isinstance(value, AvalancheDataset):
-            return {"dataset": self._dataset(value, name)}
+        for kind, encode in self._ENCODERS.items():
+            if isinstance(value, kind):
+                return encode(self, value, name)
         return self._encode_object(value, name)
+
+    def _encode_parameter(self, value: nn.Parameter, name: str) -> Plain:
+        if id(value) not in self.parameters:
+            raise CannotCaptureError(f"{name} is a parameter that the model does not have")
+        return {"parameter": self.parameters[id(value)]}
+
+    def _encode_tensor(self, value: Tensor, name: str) -> Plain:
+        return {"tensor": value.detach().clone()}
+
+    def _encode_array(self, value: np.ndarray, name: str) -> Plain:
+        return {"array": torch.from_numpy(value.copy())}
+
+    def _encode_generator(self, value: torch.Generator, name: str) -> Plain:
+        return {"generator": value.get_state()}
+
+    def _encode_sequence(self, value: list[Any] | tuple[Any, ...] | set[Any], name: str) -> Plain:
+        items = [self._encode(item, name) for item in value]
+        if hasattr(value, "_fields"):
+            return {"named_tuple": items, "class": _class_name(value)}
+        return {type(value).__name__: items}
+
+    def _encode_dict(self, value: dict[Any, Any], name: str) -> Plain:
+        return {"dict": [[self._encode(key, name), self._encode(item, name)] for key, item in value.items()]}
+
+    def _encode_module(self, value: nn.Module, name: str) -> Plain:
+        return {"module": _module_state(value)}
+
+    def _encode_dataset(self, value: AvalancheDataset, name: str) -> Plain:
+        return {"dataset": self._dataset(value, name)}
+
+    _ENCODERS: ClassVar[dict[Any, Callable[..., Plain]]] = {
+        nn.Parameter: _encode_parameter,
+        Tensor: _encode_tensor,
+        np.ndarray: _encode_array,
+        torch.Generator: _encode_generator,
+        (list, tuple, set): _encode_sequence,
+        dict: _encode_dict,
+        nn.Module: _encode_module,
+        AvalancheDataset: _encode_dataset,
+    }
 
     def _encode_object(self, value: Any, name: str) -> Plain:
         if id(value) in self.seen:
@@ -147,7 +173,7 @@ class _Capture:
         self.seen[id(value)] = len(self.seen)
         self.kept_alive.append(value)
         if isinstance(value, partial):
-            return {"object": self._attributes(value.keywords)}
+            return {"object": self._attributes(value.keywords), "class": _class_name(value)}
         if getattr(value, "is_not_state", False) or isinstance(value, BaseModel):
             return {"built": True}
         if hasattr(value, "__next__") or isinstance(value, _LOADERS):
@@ -157,11 +183,6 @@ class _Capture:
         if hasattr(value, "__dict__") and not isinstance(value, type) and not _is_function(value):
             return {"object": self._attributes(vars(value)), "class": _class_name(value)}
         return {"built": True}
-
-    def _parameter(self, parameter: nn.Parameter, name: str) -> str:
-        if id(parameter) not in self.parameters:
-            raise CannotCaptureError(f"{name} is a parameter that the model does not have")
-        return self.parameters[id(parameter)]
 
     def _dataset(self, dataset: AvalancheDataset, name: str) -> dict[str, Plain]:
         try:
@@ -201,83 +222,88 @@ class _Restore:
             group["params"] = [self.parameters[name] for name in names]
         optimizer.load_state_dict(saved["state"])
 
-    def _put_attributes(self, own: dict[str, Any], saved: Mapping[str, Plain]) -> None:
+    def _put_attributes(self, own: Any, saved: Mapping[str, Plain]) -> None:
         for name, value in saved.items():
             own[name] = self._decode(own.get(name), value, name)
 
     def _decode(self, built: Any, saved: Mapping[str, Plain], name: str) -> Any:
-        (kind, value), *_ = saved.items()
-        if kind == "plain":
-            return value
-        if kind == "tensor":
-            return value.detach().clone()
-        if kind == "array":
-            return value.numpy().copy()
-        if kind == "parameter":
-            return self.parameters[value]
-        if kind == "generator":
-            return self._generator(built, value)
-        if kind == "named_tuple":
-            return _find_class(saved["class"], name)(*[self._decode(None, item, name) for item in value])
-        if kind in _SEQUENCES:
-            return self._sequence(built, value, _SEQUENCES[kind], name)
-        if kind == "dict":
-            return self._dict(built, value, name)
-        if kind == "module":
-            return self._module(built, value)
-        if kind == "dataset":
-            return self._dataset(value)
-        return self._decode_object(built, saved, name)
+        """Return the value that was saved; ``built`` is what stands there, and is changed in place where it can be."""
+        kind, *_ = saved
+        decode = getattr(self, f"_decode_{kind}")
+        return decode(built, saved, name)
+
+    def _decode_plain(self, built: Any, saved: Mapping[str, Plain], name: str) -> Any:
+        return saved["plain"]
+
+    def _decode_tensor(self, built: Any, saved: Mapping[str, Plain], name: str) -> Tensor:
+        tensor: Tensor = saved["tensor"]
+        return tensor.clone()
+
+    def _decode_array(self, built: Any, saved: Mapping[str, Plain], name: str) -> np.ndarray:
+        array: np.ndarray = saved["array"].numpy()
+        return array.copy()
+
+    def _decode_parameter(self, built: Any, saved: Mapping[str, Plain], name: str) -> nn.Parameter:
+        return self.parameters[saved["parameter"]]
+
+    def _decode_generator(self, built: Any, saved: Mapping[str, Plain], name: str) -> torch.Generator:
+        generator = built if isinstance(built, torch.Generator) else torch.Generator()
+        generator.set_state(saved["generator"])
+        return generator
+
+    def _decode_named_tuple(self, built: Any, saved: Mapping[str, Plain], name: str) -> Any:
+        items = [self._decode(None, item, name) for item in saved["named_tuple"]]
+        return _find_class(saved["class"], name)(*items)
+
+    def _decode_list(self, built: Any, saved: Mapping[str, Plain], name: str) -> list[Any]:
+        found: list[Any] = built if isinstance(built, list) else []
+        found[:] = self._items(found, saved["list"], name)
+        return found
+
+    def _decode_tuple(self, built: Any, saved: Mapping[str, Plain], name: str) -> tuple[Any, ...]:
+        before = built if isinstance(built, tuple) else ()
+        return tuple(self._items(before, saved["tuple"], name))
+
+    def _decode_set(self, built: Any, saved: Mapping[str, Plain], name: str) -> set[Any]:
+        return set(self._items((), saved["set"], name))
+
+    def _items(self, built: Sequence[Any], saved: Sequence[Plain], name: str) -> list[Any]:
+        missing = [None] * (len(saved) - len(built))
+        return [self._decode(old, item, name) for old, item in zip([*built, *missing], saved, strict=False)]
+
+    def _decode_dict(self, built: Any, saved: Mapping[str, Plain], name: str) -> dict[Any, Any]:
+        found: dict[Any, Any] = built if isinstance(built, dict) else {}  # it may be a defaultdict
+        items = {}
+        for key_saved, item in saved["dict"]:
+            key = self._decode(None, key_saved, name)
+            items[key] = self._decode(found.get(key), item, name)
+        found.clear()
+        found.update(items)
+        return found
+
+    def _decode_module(self, built: Any, saved: Mapping[str, Plain], name: str) -> nn.Module:
+        module = built if isinstance(built, nn.Module) else deepcopy(self.strategy.model)
+        _load_module(module, saved["module"])
+        return module
+
+    def _decode_seen(self, built: Any, saved: Mapping[str, Plain], name: str) -> Any:
+        return self.made[saved["seen"]]
+
+    def _decode_built(self, built: Any, saved: Mapping[str, Plain], name: str) -> Any:
+        self.made.append(built)
+        return built
 
     def _decode_object(self, built: Any, saved: Mapping[str, Plain], name: str) -> Any:
-        if "seen" in saved:
-            return self.made[saved["seen"]]
-        if "built" in saved:
-            self.made.append(built)
-            return built
-        if "class" not in saved:
-            self.made.append(built)
-            self._put_attributes(built.keywords, saved["object"])
-            return built
         is_same = _class_name(built) == saved["class"]
         found = built if is_same else _empty(_find_class(saved["class"], name))
         self.made.append(found)
-        self._put_attributes(vars(found), saved["object"])
+        own = found.keywords if isinstance(found, partial) else vars(found)
+        self._put_attributes(own, saved["object"])
         return found
 
-    def _generator(self, built: Any, state: Tensor) -> torch.Generator:
-        generator = built if isinstance(built, torch.Generator) else torch.Generator()
-        generator.set_state(state)
-        return generator
-
-    def _sequence(self, built: Any, saved: list[Plain], kind: type, name: str) -> Any:
-        before = list(built) if isinstance(built, kind) and kind is not set else []
-        before += [None] * (len(saved) - len(before))
-        items = [self._decode(old, item, name) for old, item in zip(before, saved, strict=False)]
-        if isinstance(built, list):
-            built[:] = items
-            return built
-        return kind(items)
-
-    def _dict(self, built: Any, saved: list[Plain], name: str) -> Any:
-        before = dict(built) if isinstance(built, dict) else {}
-        items = {}
-        for key_saved, item in saved:
-            key = self._decode(None, key_saved, name)
-            items[key] = self._decode(before.get(key), item, name)
-        if not isinstance(built, dict):
-            return items
-        built.clear()
-        built.update(items)  # it may be a defaultdict
-        return built
-
-    def _module(self, built: Any, saved: Mapping[str, Plain]) -> nn.Module:
-        module = built if isinstance(built, nn.Module) else deepcopy(self.strategy.model)
-        _load_module(module, saved)
-        return module
-
-    def _dataset(self, saved: Mapping[str, Plain]) -> AvalancheDataset:
-        source, position = saved["source"], saved["position"]
+    def _decode_dataset(self, built: Any, saved: Mapping[str, Plain], name: str) -> AvalancheDataset:
+        samples = saved["dataset"]
+        source, position = samples["source"], samples["position"]
         if not len(source):
             return concat_datasets([])
         used = source.unique().tolist()
@@ -286,14 +312,11 @@ class _Restore:
         offsets = torch.tensor([starts[number] for number in source.tolist()])
         whole = concat_datasets([self.datasets[number] for number in used])
         dataset = whole.subset((position + offsets).tolist())
-        for name, in_items, values in saved["attributes"]:
+        for key, in_items, values in samples["attributes"]:
             rows = FlatData([list(values)])
-            attribute = TensorDataAttribute(rows, name=name, use_in_getitem=in_items)
-            dataset = dataset.update_data_attribute(name, attribute)
-        return dataset.with_transforms(saved["group"])
-
-
-_SEQUENCES: dict[str, type] = {"list": list, "tuple": tuple, "set": set}
+            attribute = TensorDataAttribute(rows, name=key, use_in_getitem=in_items)
+            dataset = dataset.update_data_attribute(key, attribute)
+        return dataset.with_transforms(samples["group"])
 
 
 def _images_of(benchmark: Benchmark) -> list[Images]:
@@ -316,7 +339,7 @@ def _module_state(module: nn.Module) -> dict[str, Plain]:
 
 
 def _load_module(module: nn.Module, saved: Mapping[str, Plain]) -> None:
-    """Set the tensors of a module in place; a tensor of another shape, such as of a head that has grown, is replaced."""
+    """Set the tensors of a module in place; one of another shape, such as of a head that has grown, is replaced."""
     own = module.state_dict()
     for name, tensor in saved["tensors"].items():
         if name in own and own[name].shape != tensor.shape:

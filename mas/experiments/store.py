@@ -12,6 +12,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -116,6 +117,7 @@ class Store:
             torch.save(weights, buffer)
             self.write(f"models/{cell.id}.pt", buffer.getvalue())
         self.write(f"cells/{cell.id}.json", CellRecord(cell, outcome).to_json())
+        shutil.rmtree(self.checkpoints(cell), ignore_errors=True)
 
     def weights(self, cell: Cell) -> dict[str, Tensor]:
         """Return the trained weights of a cell, for `torch.nn.Module.load_state_dict`.
@@ -128,6 +130,10 @@ class Store:
             raise UserError(f"{path}: no such file; weights are kept by runs with save_model: true")
         loaded: dict[str, Tensor] = torch.load(path, weights_only=True)
         return loaded
+
+    def checkpoints(self, cell: Cell) -> Path:
+        """Return the folder for the checkpoints of a cell that is not finished; `save` deletes it."""
+        return self.folder / "checkpoints" / cell.id
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write a file atomically: it is there whole or not at all."""

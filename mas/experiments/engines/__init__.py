@@ -1,0 +1,1 @@
+"""Engines: where cells are done. Each takes the same tasks and gives the same results."""
