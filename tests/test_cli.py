@@ -96,11 +96,11 @@ def test_an_old_spelling_is_one_plain_line(here):
 
 
 def test_other_warnings_are_shown_as_ever(here, monkeypatch):
-    def warns(cell, keep_weights):
+    def warns(cell, keep_weights, checkpoints):
         warnings.warn("mind this", UserWarning, stacklevel=1)
         raise ZeroDivisionError
 
-    monkeypatch.setattr("mas.experiments.runner.run_cell", warns)
+    monkeypatch.setattr("mas.experiments.engines.task.run_cell", warns)
     with pytest.warns(UserWarning, match="mind this"):
         done = mas("run", "small.yaml", "--workers", "1")
     assert "note" not in done.output
@@ -176,12 +176,12 @@ def test_compare_tells_the_values_that_were_chosen(here):
 
 
 def test_brackets_in_a_reason_are_shown(here, monkeypatch):
-    def diverges(cell, keep_weights):
+    def diverges(cell, keep_weights, checkpoints):
         row = [0.5, 0.5]
         reason = "objective is [nan, nan]"
         return Trained(Outcome(untrained=row, accuracy=[row, row], status="diverged", reason=reason, seconds=1.0))
 
-    monkeypatch.setattr("mas.experiments.runner.run_cell", diverges)
+    monkeypatch.setattr("mas.experiments.engines.task.run_cell", diverges)
     assert "diverged (objective is [nan, nan])" in mas("run", "small.yaml", "--workers", "1").output
 
 
@@ -236,10 +236,10 @@ def test_a_diverged_cell_is_shown_in_lines_and_table(here):
 
 
 def test_a_failed_cell_is_said_with_exit_code_1(here, monkeypatch):
-    def broken(cell, keep_weights):
+    def broken(cell, keep_weights, checkpoints):
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("mas.experiments.runner.run_cell", broken)
+    monkeypatch.setattr("mas.experiments.engines.task.run_cell", broken)
     done = mas("run", "small.yaml", "--workers", "1")
     assert done.exit_code == 1
     assert "error: mas-seed1: ZeroDivisionError: oh" in done.output
@@ -247,10 +247,10 @@ def test_a_failed_cell_is_said_with_exit_code_1(here, monkeypatch):
 
 
 def test_an_interrupt_says_how_to_go_on(here, monkeypatch):
-    def interrupted(cell, keep_weights):
+    def interrupted(cell, keep_weights, checkpoints):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mas.experiments.runner.run_cell", interrupted)
+    monkeypatch.setattr("mas.experiments.engines.task.run_cell", interrupted)
     done = mas("run", "small.yaml", "--workers", "1")
     assert done.exit_code == 130
     assert "run the same command again" in done.output

@@ -38,10 +38,10 @@ def done(tmp_path_factory):
 def fast(monkeypatch):
     """Cells that are not trained."""
 
-    def train(cell, keep_weights):
+    def train(cell, keep_weights, checkpoints):
         return Trained(Outcome(untrained=[0.1, 0.1], accuracy=[[0.9, 0.1], [0.5, 0.9]], seconds=1.0))
 
-    monkeypatch.setattr("mas.experiments.runner.run_cell", train)
+    monkeypatch.setattr("mas.experiments.engines.task.run_cell", train)
 
 
 class TestWhatIsRun:
@@ -120,11 +120,11 @@ class TestWhatIsRun:
     def test_it_goes_on_where_it_was(self, tmp_path, monkeypatch):
         tried = []
 
-        def train(cell, keep_weights):
+        def train(cell, keep_weights, checkpoints):
             tried.append(cell.id)
             return train_cell(cell, keep_weights)
 
-        monkeypatch.setattr("mas.experiments.runner.run_cell", train)
+        monkeypatch.setattr("mas.experiments.engines.task.run_cell", train)
         first = experiments.run(CONFIG, output=tmp_path / "run", workers=1)
         events = []
         (tmp_path / "run" / "cells" / "mas-seed0.json").unlink()
@@ -147,12 +147,12 @@ class TestWhatIsRun:
         ]
 
     def test_cells_that_break_are_told_and_the_others_kept(self, tmp_path, monkeypatch):
-        def train(cell, keep_weights):
+        def train(cell, keep_weights, checkpoints):
             if cell.label == "mas":
                 raise ZeroDivisionError("oh")
             return train_cell(cell, keep_weights)
 
-        monkeypatch.setattr("mas.experiments.runner.run_cell", train)
+        monkeypatch.setattr("mas.experiments.engines.task.run_cell", train)
         events = []
         run = experiments.run(CONFIG, output=tmp_path / "run", workers=1, progress=events.append)
         assert run.failed == ("mas-seed0: ZeroDivisionError: oh",)
@@ -162,7 +162,7 @@ class TestWhatIsRun:
         assert experiments.load(tmp_path / "run").failed == ()
 
     def test_where_every_cell_breaks_there_is_no_report(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("mas.experiments.runner.run_cell", lambda cell, keep_weights: 1 / 0)
+        monkeypatch.setattr("mas.experiments.engines.task.run_cell", lambda cell, keep_weights, checkpoints: 1 / 0)
         run = experiments.run(CONFIG, output=tmp_path / "run", workers=1)
         assert len(run.failed) == 2
         assert run.results.empty
@@ -236,7 +236,7 @@ class TestWhatARunHas:
             experiments.load(tmp_path)
 
     def test_loading_trains_nothing_and_reads_no_data(self, done, monkeypatch):
-        monkeypatch.setattr("mas.experiments.runner.run_cell", lambda cell, keep: pytest.fail("trained"))
+        monkeypatch.setattr("mas.experiments.engines.task.run_cell", lambda cell, keep, checkpoints: pytest.fail("trained"))
         monkeypatch.setattr("mas.benchmarks.building.load_dataset", lambda spec: pytest.fail("read the data"))
         loaded = experiments.load(done.folder)
         assert isinstance(loaded, Run)
@@ -301,7 +301,7 @@ def test_the_examples_of_the_documentation_run(place, fast, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     five = Outcome(untrained=[0.1] * 5, accuracy=[[0.5] * 5 for _ in range(5)], seconds=1.0)
-    monkeypatch.setattr("mas.experiments.runner.run_cell", lambda cell, keep_weights: Trained(five))
+    monkeypatch.setattr("mas.experiments.engines.task.run_cell", lambda cell, keep_weights, checkpoints: Trained(five))
     monkeypatch.setattr("mas.experiments.runner.default_workers", lambda: 1)
     names = {"run": experiments.run, "load": experiments.load}
     for line in lines:

@@ -24,7 +24,7 @@ from mas.experiments.training import train_cell
 from mas.strategies import STRATEGIES
 from tests.experiments.builders import TEXT, first_cell, made_up, without_time
 
-TRAIN_CELL = "mas.experiments.runner.run_cell"
+TRAIN_CELL = "mas.experiments.engines.task.run_cell"
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_avalanches_own_deprecations_are_not_shown_and_other_warnings_are(monkey
         train_cell(cell)
     assert not caught
 
-    def warns(cell):
+    def warns(cell, checkpoints):
         warnings.warn("look here", UserWarning, stacklevel=1)
         return Outcome(), nn.Identity()
 
@@ -143,7 +143,7 @@ def test_law_10_the_global_stream_does_not_matter(cells, finished):
 def test_a_cell_runs_on_one_thread_and_leaves_the_count_as_it_was(cells, monkeypatch):
     seen = []
     made = (Outcome(), nn.Identity())
-    monkeypatch.setattr(training, "_train", lambda cell: seen.append(torch.get_num_threads()) or made)
+    monkeypatch.setattr(training, "_train", lambda cell, checkpoints: seen.append(torch.get_num_threads()) or made)
     torch.set_num_threads(2)
     train_cell(cells[0])
     assert seen == [1]
@@ -164,7 +164,7 @@ def test_law_9_one_worker_or_two(config, finished, tmp_path):
 # Law 8 at the size of a cell, and running again.
 
 
-def fails_if_run(cell, keep_weights):
+def fails_if_run(cell, keep_weights, checkpoints):
     pytest.fail(f"{cell.id} ran again")
 
 
@@ -179,7 +179,7 @@ def test_a_second_run_redoes_nothing(config, finished, monkeypatch):
 def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(config, finished, tmp_path, monkeypatch):
     folder, count = tmp_path / "killed", 0
 
-    def killed_at_the_fourth(cell, keep_weights):
+    def killed_at_the_fourth(cell, keep_weights, checkpoints):
         nonlocal count
         count += 1
         if count == 4:
@@ -209,7 +209,7 @@ MORE = (
 )
 def test_more_seeds_or_strategies_keep_what_is_there(change, new, config_file, finished, tmp_path, monkeypatch):
     ran = []
-    monkeypatch.setattr(TRAIN_CELL, lambda cell, keep_weights: ran.append(cell.id) or made_up())
+    monkeypatch.setattr(TRAIN_CELL, lambda cell, keep_weights, checkpoints: ran.append(cell.id) or made_up())
     folder = tmp_path / "copy"
     for path in finished[0].rglob("*.*"):
         target = folder / path.relative_to(finished[0])
@@ -221,7 +221,7 @@ def test_more_seeds_or_strategies_keep_what_is_there(change, new, config_file, f
 
 
 def test_an_error_in_one_cell_does_not_stop_the_others(config, tmp_path, monkeypatch):
-    def breaks(cell, keep_weights):
+    def breaks(cell, keep_weights, checkpoints):
         if cell.id == "mas-seed1":
             raise ZeroDivisionError("oh")
         return made_up()
@@ -234,7 +234,7 @@ def test_an_error_in_one_cell_does_not_stop_the_others(config, tmp_path, monkeyp
 
 
 def test_progress_is_told_of_every_cell_as_it_ends(config, tmp_path, monkeypatch):
-    def some_break(cell, keep_weights):
+    def some_break(cell, keep_weights, checkpoints):
         if cell.seed == 1 and cell.label == "mas":
             raise ZeroDivisionError("oh")
         if cell.label == "ewc":

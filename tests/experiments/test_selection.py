@@ -30,7 +30,7 @@ from tests.experiments.builders import made_up, make_record
 
 WHOLE = split("digits", 5, seed=stream_seed(0, "stream"))
 WHOLE_SIZES = {len(experience.dataset) for experience in WHOLE.train_stream}
-TRAIN_CELL = "mas.experiments.runner.run_cell"
+TRAIN_CELL = "mas.experiments.engines.task.run_cell"
 
 TEXT = """\
 experiment: forgetting
@@ -218,7 +218,7 @@ def test_each_label_is_reported_with_its_own_choice(tmp_path, monkeypatch):
     """Naive does best with the small rate, mas with the great one."""
     config = with_select(tmp_path, "training.lr={select: [0.1, 0.01]}")
 
-    def fake(cell, keep_weights):
+    def fake(cell, keep_weights, checkpoints):
         good = {"naive": 0.01, "mas": 0.1}[cell.settings.strategy.name] == cell.settings.training.lr
         return made_up(0.9 if good else 0.5)
 
@@ -253,7 +253,7 @@ def test_lists_are_tried_trained_and_reported(tmp_path):
 
 def test_values_with_a_slash_keep_their_cells_in_the_folder(tmp_path, monkeypatch):
     """A path names files of another folder; its cell's file is still one of this folder's."""
-    monkeypatch.setattr(TRAIN_CELL, lambda cell, keep_weights: made_up())
+    monkeypatch.setattr(TRAIN_CELL, lambda cell, keep_weights, checkpoints: made_up())
     (tmp_path / "c.yaml").write_text(TEXT)
     datasets = "[{name: image_folder, path: a/b}, {name: image_folder, path: ../c}]"
     changes = ["strategies=[{name: naive}]", f"benchmark.dataset={{select: {datasets}}}", "save_model=true"]
@@ -340,7 +340,7 @@ def test_every_combination_of_optimizer_and_momentum_is_checked(tmp_path):
 
 
 def test_a_run_takes_what_did_best_and_keeps_every_try(config, tmp_path, monkeypatch):
-    def fake(cell, keep_weights):
+    def fake(cell, keep_weights, checkpoints):
         s = cell.settings
         good = s.benchmark.validation and s.strategy.name == "mas" and (s.strategy.lam, s.strategy.norm) == (10, "l2")
         return made_up(0.9 if good else 0.5 - 0.001 * cell.seed, seconds=2.0)
@@ -370,7 +370,7 @@ def test_a_run_takes_what_did_best_and_keeps_every_try(config, tmp_path, monkeyp
 
 
 def test_nothing_is_reported_for_a_strategy_whose_choice_is_not_complete(config, tmp_path, monkeypatch):
-    def breaks(cell, keep_weights):
+    def breaks(cell, keep_weights, checkpoints):
         if cell.id == "mas~lam=1.0,norm=l2-seed8":
             raise ZeroDivisionError("oh")
         return made_up()
@@ -383,7 +383,7 @@ def test_nothing_is_reported_for_a_strategy_whose_choice_is_not_complete(config,
 
 
 def test_where_every_value_diverged_it_is_said(config, tmp_path, monkeypatch):
-    def diverges(cell, keep_weights):
+    def diverges(cell, keep_weights, checkpoints):
         lost = {"status": "diverged", "reason": "nan"} if cell.label.startswith("mas") else {}
         return made_up(**lost)
 

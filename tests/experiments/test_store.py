@@ -21,7 +21,7 @@ from mas.experiments.training import train_cell
 from tests.data import make_folder
 from tests.experiments.builders import TEXT, first_cell, made_up, make_record
 
-TRAIN_CELL = "mas.experiments.runner.run_cell"
+TRAIN_CELL = "mas.experiments.engines.task.run_cell"
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def finished(config, tmp_path_factory):
     """A folder whose cells are finished, with made-up accuracies."""
     folder = tmp_path_factory.mktemp("runs") / "small"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TRAIN_CELL, lambda cell, keep_weights: made_up())
+        patch.setattr(TRAIN_CELL, lambda cell, keep_weights, checkpoints: made_up())
         run_experiment(config, folder, workers=1)
     return folder
 
@@ -89,7 +89,7 @@ def test_cells_that_a_config_does_not_have_are_refused_and_left_alone(config_fil
 
 
 def test_how_many_are_kept_is_said_when_the_folder_is_accepted(config, config_file, finished, monkeypatch):
-    monkeypatch.setattr(TRAIN_CELL, lambda cell, keep_weights: pytest.fail("ran"))
+    monkeypatch.setattr(TRAIN_CELL, lambda cell, keep_weights, checkpoints: pytest.fail("ran"))
     told = []
     run_experiment(config, finished, workers=1, progress=told.append)
     assert told == [Started(finished, 8, 8)]
@@ -193,7 +193,7 @@ def test_the_instruction_set_is_the_one_that_torch_uses(asked):
 
 def test_another_environment_is_added_where_more_is_trained(config_file, tmp_path, monkeypatch):
     folder, here = tmp_path / "r", environment()
-    monkeypatch.setattr(TRAIN_CELL, lambda cell, keep_weights: made_up())
+    monkeypatch.setattr(TRAIN_CELL, lambda cell, keep_weights, checkpoints: made_up())
     for number, seeds in ((0, 1), (1, 1), (2, 2), (2, 3)):
         other = replace(here, python=str(number))
         monkeypatch.setattr("mas.experiments.store.environment", lambda other=other: other)
@@ -204,7 +204,7 @@ def test_another_environment_is_added_where_more_is_trained(config_file, tmp_pat
 
 def test_other_images_of_the_same_name_are_other_results(tmp_path, monkeypatch):
     monkeypatch.setenv("MAS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(TRAIN_CELL, lambda cell, keep_weights: made_up())
+    monkeypatch.setattr(TRAIN_CELL, lambda cell, keep_weights, checkpoints: made_up())
     text = TEXT.replace("dataset: digits", "dataset: {name: image_folder, path: photos, size: 8}")
     (tmp_path / "c.yaml").write_text(text.replace("seeds: 2", "seeds: 1"))
     for number, root in enumerate((tmp_path / "a", tmp_path / "b")):
@@ -259,7 +259,7 @@ def test_weights_are_kept_where_asked_alone_and_change_nothing_else(config_file,
 
 def test_tries_keep_no_weights(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(TRAIN_CELL, lambda cell, keep_weights: asked.append((cell.label, keep_weights)) or made_up())
+    monkeypatch.setattr(TRAIN_CELL, lambda cell, keep_weights, checkpoints: asked.append((cell.label, keep_weights)) or made_up())
     text = TEXT.replace("lam: 1.0", "lam: {select: [1, 2]}") + "save_model: true\n"
     (tmp_path / "c.yaml").write_text(text)
     run_experiment(load_config(tmp_path / "c.yaml", ["seeds=1"]), tmp_path / "r", workers=1)
