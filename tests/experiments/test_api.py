@@ -236,7 +236,9 @@ class TestWhatARunHas:
             experiments.load(tmp_path)
 
     def test_loading_trains_nothing_and_reads_no_data(self, done, monkeypatch):
-        monkeypatch.setattr("mas.experiments.engines.task.run_cell", lambda cell, keep, checkpoints: pytest.fail("trained"))
+        monkeypatch.setattr(
+            "mas.experiments.engines.task.run_cell", lambda cell, keep, checkpoints: pytest.fail("trained")
+        )
         monkeypatch.setattr("mas.benchmarks.building.load_dataset", lambda spec: pytest.fail("read the data"))
         loaded = experiments.load(done.folder)
         assert isinstance(loaded, Run)
