@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 from avalanche.training.plugins import SupervisedPlugin
+from torch.utils.data import DataLoader
 
 from mas.experiments.avalanche_types import Benchmark, Strategy
 from mas.experiments.checkpoints import Checkpoints
@@ -170,4 +171,4 @@ class _Skipping:
 def _draws_only_at_the_start(loader: Any) -> bool:
     """Return whether a loader draws the order of its batches before the first one: it has one data set."""
     own = loader.loader if isinstance(loader, _Skipping) else loader
-    return len(getattr(own, "datasets", ())) == 1
+    return isinstance(own, DataLoader) or len(getattr(own, "datasets", ())) == 1

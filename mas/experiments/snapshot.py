@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from avalanche.benchmarks import CLExperience, CLStream
 from avalanche.benchmarks.utils import AvalancheDataset, concat_datasets
 from avalanche.benchmarks.utils.data_attribute import TensorDataAttribute
 from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader
@@ -35,6 +36,7 @@ _OF_THE_LOOP = frozenset(
 )
 """Attributes of a strategy that its settings give, or that Avalanche sets before each step or experience."""
 
+_BUILT = (BaseModel, CLExperience, CLStream)  # from the settings or the stream
 _LOADERS = (DataLoader, MultiDatasetDataLoader)
 
 _MADE_ANEW = ("mas.", "avalanche.training.")  # modules whose objects may be made when a state is restored
@@ -174,7 +176,7 @@ class _Capture:
         self.kept_alive.append(value)
         if isinstance(value, partial):
             return {"object": self._attributes(value.keywords), "class": _class_name(value)}
-        if getattr(value, "is_not_state", False) or isinstance(value, BaseModel):
+        if getattr(value, "is_not_state", False) or isinstance(value, _BUILT):
             return {"built": True}
         if hasattr(value, "__next__") or isinstance(value, _LOADERS):
             if self.inside:

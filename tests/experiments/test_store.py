@@ -259,9 +259,7 @@ def test_weights_are_kept_where_asked_alone_and_change_nothing_else(config_file,
 
 def test_tries_keep_no_weights(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        TRAIN_CELL, lambda cell, keep_weights, checkpoints: asked.append((cell.label, keep_weights)) or made_up()
-    )
+    monkeypatch.setattr(TRAIN_CELL, lambda cell, keep, checkpoints: asked.append((cell.label, keep)) or made_up())
     text = TEXT.replace("lam: 1.0", "lam: {select: [1, 2]}") + "save_model: true\n"
     (tmp_path / "c.yaml").write_text(text)
     run_experiment(load_config(tmp_path / "c.yaml", ["seeds=1"]), tmp_path / "r", workers=1)
