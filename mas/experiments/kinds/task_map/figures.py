@@ -62,7 +62,9 @@ def stream_colours(tasks: pd.DataFrame) -> StreamColours:
 def draw_map(points: pd.DataFrame, colours: StreamColours, title: str) -> Figure:
     """Draw tasks as points with labels; one unit of both axes is equally long, and has no meaning of its own."""
     side = min(6.0 + 0.6 * np.sqrt(len(points)), _LARGEST)
-    figure, axes = blank(side, side)
+    width, height = np.ptp(points[["x", "y"]].to_numpy(), axis=0)
+    flatness = np.clip(height / max(width, np.finfo(np.float64).tiny), 0.5, 1.0)
+    figure, axes = blank(side, side * flatness + 0.6)
     shades = [colours.of(task) for task in points["task"]]
     axes.scatter(points["x"], points["y"], c=shades, s=14, zorder=3)
     axes.set(title=title, xticks=[], yticks=[])
