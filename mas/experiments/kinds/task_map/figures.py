@@ -24,7 +24,9 @@ _ROW = 0.15  # inches that a label needs in a list
 
 
 def figures(config: TaskMap, tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
-    """Return every figure of a run."""
+    """Return every figure of a run; none if every cell diverged."""
+    if tables["tasks"].empty:
+        return {}
     colours = stream_colours(tables["tasks"])
     distances = complete_part(square(tables["distances"], config.distance))
     made = {}

@@ -17,9 +17,7 @@ _POINT = 3.0  # half the side of the box of a point
 _LETTER = 0.58  # mean width of a letter as a share of its size
 
 
-def place_labels(
-    axes: Axes, points: Matrix, labels: Sequence[str], colours: Sequence[Colour], *, size: float
-) -> None:
+def place_labels(axes: Axes, points: Matrix, labels: Sequence[str], colours: Sequence[Colour], *, size: float) -> None:
     """Write a label beside each point, at the nearest free place; where none is free, at that with least overlap.
 
     The axes must have their final limits: positions are those of the figure as it is laid out now.

@@ -23,18 +23,24 @@ READING = {
 }
 """By the name of a distance: how it is read."""
 
+ALL_DIVERGED = "Every cell diverged: there is no embedding."
+
 _LISTED = 10  # pairs on the page
 _SHOWN = 3  # rows of each sort in the terminal
 
 
 def page(config: TaskMap, tables: Tables) -> Page:
     """Return the page of a run."""
+    if tables["tasks"].empty:
+        return Page("a map of tasks", ALL_DIVERGED, [])
     sections = [*_maps(config, tables), *_distances(config, tables), _difficulty(config, tables), _orders(tables)]
     return Page("a map of tasks", _introduction(config, tables), [*_retrieval(config, tables), *sections])
 
 
 def headline(config: TaskMap, tables: Tables) -> Headline:
     """Return what a terminal shows of a run."""
+    if tables["tasks"].empty:
+        return Headline("tasks", Table(["", "tasks", "distance or norm"], []), [ALL_DIVERGED])
     near, far = nearest_and_farthest(_own_distances(config, tables), _SHOWN)
     hardest = difficulty(tables["tasks"]).head(_SHOWN)
     rows = [["nearest", f"{a} → {b}", number(value)] for a, b, value in near]
@@ -111,7 +117,11 @@ def _unused(config: TaskMap) -> str:
     """Return a note if there are parts of the images that no seed embeds."""
     used = {seed % config.embedding.parts for seed in config.seed_list()}
     left = config.embedding.parts - len(used)
-    return f" {left} of the {config.embedding.parts} parts of the images are not used: there are few seeds." if left else ""
+    return (
+        f" {left} of the {config.embedding.parts} parts of the images are not used: there are few seeds."
+        if left
+        else ""
+    )
 
 
 def _retrieval(config: TaskMap, tables: Tables) -> list[Section]:
@@ -120,7 +130,8 @@ def _retrieval(config: TaskMap, tables: Tables) -> list[Section]:
     own = tables["retrieval"]
     text = (
         "Is the nearest embedding of another seed one of the same task? The share of embeddings, percent, with its 95 % "
-        "interval (Wilson). The interval counts embeddings as independent, which those of one map are not." + _overlap(config)
+        "interval (Wilson). The interval counts embeddings as independent, which those of one map are not."
+        + _overlap(config)
     )
     rows = [
         [r.distance.replace("_", " "), percent(r.share, r.ci_low, r.ci_high), str(r.n), percent(r.chance)]
@@ -133,7 +144,9 @@ def _overlap(config: TaskMap) -> str:
     """Return a warning where embeddings of several seeds are made of the same images."""
     pairs = same_images(config)
     if pairs:
-        return f" Seeds {pairs[0][0]} and {pairs[0][1]} embed the same images: they differ in the estimator's draws alone."
+        return (
+            f" Seeds {pairs[0][0]} and {pairs[0][1]} embed the same images: they differ in the estimator's draws alone."
+        )
     if config.embedding.per_class is not None and config.embedding.parts < len(config.seed_list()):
         return " Images are drawn anew for each seed, so that seeds may share some."
     return ""
@@ -178,7 +191,9 @@ def _difficulty(config: TaskMap, tables: Tables) -> Section:
     text = (
         "The norm of the embedding, in nats per squared unit of weight: how much the task depends on the network's weights. "
         "Complexity is the cosine distance from the trivial task, from 0 to 1; accuracy, percent, is the fitted head's, on the "
-        "images that are embedded. " + intervals(seeds, f"Mean over {seeds} seeds with the 95 % interval.") + few_seeds(seeds)
+        "images that are embedded. "
+        + intervals(seeds, f"Mean over {seeds} seeds with the 95 % interval.")
+        + few_seeds(seeds)
     )
     rows = [
         [r.task, r.stream, number(r.norm, r.ci_low, r.ci_high), number(r.complexity), percent(r.head_accuracy)]
@@ -195,8 +210,7 @@ def _orders(tables: Tables) -> Section:
         "first. Neighbours in an order may be tied within the spread over seeds."
     )
     rows = [
-        [str(place), first, second]
-        for place, (first, second) in enumerate(zip(*orders.values(), strict=True), start=1)
+        [str(place), first, second] for place, (first, second) in enumerate(zip(*orders.values(), strict=True), start=1)
     ]
     return Section("Orders", text, Table(["place", "curriculum", "least typical first"], rows))
 

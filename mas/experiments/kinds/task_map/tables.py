@@ -25,11 +25,21 @@ DISTANCE_COLUMNS = ["from", "to", "distance", "mean", "n"]
 RETRIEVAL_COLUMNS = ["distance", "share", "ci_low", "ci_high", "n", "chance"]
 MAP_COLUMNS = ["method", "task", "x", "y", "share"]
 ORDER_COLUMNS = ["order", "position", "task", "value"]
+COLUMNS = {
+    "tasks": TASK_COLUMNS,
+    "probe": PROBE_COLUMNS,
+    "distances": DISTANCE_COLUMNS,
+    "map": MAP_COLUMNS,
+    "orders": ORDER_COLUMNS,
+}
+"""Of the tables that every run has."""
 
 
 def tables(config: TaskMap, results: Results) -> dict[str, pd.DataFrame]:
-    """Return every table of a run."""
+    """Return every table of a run; without a row if every cell diverged."""
     embedded = embedded_tasks(results.records)
+    if not embedded:
+        return {name: pd.DataFrame(columns=columns) for name, columns in COLUMNS.items()}
     matrices = {name: distance_matrix([one.embedding for one in embedded], name).numpy() for name in DISTANCES}
     tasks = tasks_table(embedded)
     distances = distances_table(embedded, matrices)
