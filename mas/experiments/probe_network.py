@@ -78,7 +78,7 @@ def training_settings(options: ProbeNetwork, training: Training) -> TrainingSett
 
 
 def cached_weights(settings: TrainingSettings, seed: int) -> Path:
-    """Return the file that keeps a probe network's weights and accuracy; its name depends on all that they depend on."""
+    """Return the file that keeps a probe network's weights and accuracy, named by all that they depend on."""
     datasets = settings.benchmark.datasets_used().values()
     made_of = {
         "format": _FORMAT,

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 import mas
 from mas.benchmarks import Images, experience_names
+from mas.benchmarks.building import make_benchmark
 from mas.experiments import load_embeddings, probe_network
 from mas.experiments.build import draw_stream
 from mas.experiments.config.embedding import EmbeddingOptions, ProbeNetwork
@@ -28,7 +30,7 @@ from mas.task2vec import distance_matrix
 
 ROOT = Path(__file__).parents[2]
 DATA = {"name": "digits", "train": 200, "test": 100}
-PROBE = {
+PROBE: dict[str, Any] = {
     "benchmark": {"stream": "whole", "dataset": DATA},
     "model": {"name": "mlp", "hidden": [8]},
     "training": {"epochs": 1, "batch_size": 20},
@@ -58,8 +60,6 @@ def pairs_stream():
 
 def stream_without_names(images, labels):
     """Return an experience of images and labels."""
-    from mas.benchmarks.building import make_benchmark
-
     own = Images(images, labels)
     return make_benchmark([(own, own)], ["a"], tasks=False).train_stream[0]
 

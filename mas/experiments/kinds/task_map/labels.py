@@ -29,10 +29,10 @@ def place_labels(axes: Axes, points: Matrix, labels: Sequence[str], colours: Seq
         colours: of the labels.
         size: of the letters, in points of 1/72 inch.
     """
-    figure = axes.figure
-    figure.draw_without_rendering()  # type: ignore[union-attr]
-    own = axes.transData.transform(points) * 72 / figure.dpi
-    frame = axes.get_window_extent().extents * 72 / figure.dpi
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]
+    per_pixel = 72 / axes.figure.dpi
+    own: Matrix = axes.transData.transform(points) * per_pixel
+    frame = np.asarray(axes.get_window_extent().extents) * per_pixel
     taken = np.hstack([own - _POINT, own + _POINT])
     for number, label in enumerate(labels):
         extent = np.array([_LETTER * size * len(label), 1.15 * size])
@@ -43,8 +43,8 @@ def place_labels(axes: Axes, points: Matrix, labels: Sequence[str], colours: Seq
         far = np.linalg.norm(offsets[best]) > _NEAR
         note = axes.annotate(
             label,
-            points[number],
-            boxes[best, :2] - own[number],
+            _pair(points[number]),
+            _pair(boxes[best, :2] - own[number]),
             textcoords="offset points",
             fontsize=size,
             color=colours[number],
@@ -58,8 +58,13 @@ def place_labels(axes: Axes, points: Matrix, labels: Sequence[str], colours: Seq
 
 def _join(axes: Axes, point: Matrix, offset: Matrix, colour: Colour) -> None:
     arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.4, "alpha": 0.6, "shrinkA": 0, "shrinkB": 0}
-    line = axes.annotate("", point, offset, textcoords="offset points", arrowprops=arrow)
+    line = axes.annotate("", _pair(point), _pair(offset), textcoords="offset points", arrowprops=arrow)
     line.set_in_layout(False)
+
+
+def _pair(point: Matrix) -> tuple[float, float]:
+    x, y = point.tolist()
+    return x, y
 
 
 def _candidates(point: Matrix, extent: Matrix) -> tuple[Matrix, Matrix]:
