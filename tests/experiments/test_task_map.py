@@ -344,7 +344,8 @@ class TestFigures:
 
     def test_labels_of_a_hundred_tasks_do_not_overlap(self):
         points = np.random.default_rng(0).normal(size=(100, 2))
-        names = [f"task {i}" for i in range(100)]
+        points[:40] *= 0.2  # a dense group
+        names = [f"a task {i}" for i in range(100)]
         table = pd.DataFrame({"task": names, "x": points[:, 0], "y": points[:, 1]})
         colours = stream_colours(pd.DataFrame({"task": names, "stream": "own"}))
         figure = draw_map(table, colours, "a map")
