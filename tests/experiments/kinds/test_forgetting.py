@@ -15,15 +15,13 @@ from mas.experiments.kinds.forgetting.scores import (
     best_label,
     comparison_table,
     naive_label,
-    reference_of,
-    scores_table,
-    summary_table,
 )
 from mas.experiments.kinds.forgetting.tables import chosen_rows, tables
 from mas.experiments.plan import Plan
 from mas.experiments.read_config import load_config
 from mas.experiments.report.drawing import png
 from mas.experiments.report.text import number, percent
+from mas.experiments.scores import reference_of, scores_table, summary_table
 from mas.experiments.reporting import write_report
 from mas.experiments.results import Results
 from mas.experiments.runner import read_results, run_experiment
