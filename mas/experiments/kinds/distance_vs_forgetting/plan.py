@@ -7,7 +7,7 @@ from mas.experiments.kinds.distance_vs_forgetting.config import EMBEDDINGS, FROM
 
 
 def plan(config: DistanceVsForgetting) -> list[PlannedRun]:
-    """Return a run for each strategy, in the config's order, then from_scratch if it is not one, then the embeddings."""
+    """Return a run for each strategy, in the config's order, then from_scratch if it is missing, and the embeddings."""
     trained = [
         PlannedRun(strategy.title(), settings_for(config, strategy=strategy)) for strategy in all_strategies(config)
     ]
@@ -18,7 +18,7 @@ def all_strategies(config: DistanceVsForgetting) -> list[StrategyOptions]:
     """Return the strategies of a config, and from_scratch, which transfer is measured against."""
     if any(strategy.name == FROM_SCRATCH for strategy in config.strategies):
         return config.strategies
-    return [*config.strategies, STRATEGY_MODELS[FROM_SCRATCH]()]  # type: ignore[list-item]
+    return [*config.strategies, STRATEGY_MODELS[FROM_SCRATCH]()]
 
 
 def _embedding(config: DistanceVsForgetting) -> EmbeddingSettings:
