@@ -153,9 +153,12 @@ def _complete(clusters: npt.ArrayLike, *columns: Numbers) -> tuple[list[Vector],
 
 
 def _spearman(x: Vector, y: Vector, clusters: npt.NDArray[np.intp]) -> Vector:
-    """Return ρ of the data, then ρ of each resample of clusters, shape (1 + resamples,); NaN where not defined."""
+    """Return ρ of the data, then ρ of each resample of clusters, shape (1 + resamples,); NaN where not defined.
+
+    Of fewer than three clusters there are no resamples.
+    """
     if len(x) < 2:
-        return np.full(1 + _RANK_RESAMPLES, np.nan)
+        return np.array([np.nan])
     counts = _cluster_counts(int(clusters.max()) + 1)
     weights = counts[:, clusters]  # how often each pair is in each resample
     ranks = _centred_ranks(x, weights)
@@ -166,9 +169,10 @@ def _spearman(x: Vector, y: Vector, clusters: npt.NDArray[np.intp]) -> Vector:
 
 
 def _cluster_counts(clusters: int) -> Vector:
-    """Return how often each cluster is drawn, shape (1 + resamples, clusters); in the first row once, as in the data."""
+    """Return how often each cluster is drawn, shape (1 + resamples, clusters); first once, as in the data."""
+    resamples = _RANK_RESAMPLES if clusters >= 3 else 0
     share = np.full(clusters, 1 / clusters)
-    drawn = np.random.default_rng(0).multinomial(clusters, share, size=_RANK_RESAMPLES)
+    drawn = np.random.default_rng(0).multinomial(clusters, share, size=resamples)
     return np.vstack([np.ones(clusters), drawn])
 
 

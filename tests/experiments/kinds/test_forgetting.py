@@ -21,10 +21,10 @@ from mas.experiments.plan import Plan
 from mas.experiments.read_config import load_config
 from mas.experiments.report.drawing import png
 from mas.experiments.report.text import number, percent
-from mas.experiments.scores import reference_of, scores_table, summary_table
 from mas.experiments.reporting import write_report
 from mas.experiments.results import Results
 from mas.experiments.runner import read_results, run_experiment
+from mas.experiments.scores import reference_of, scores_table, summary_table
 from mas.experiments.statistics import mean_and_interval
 from mas.experiments.store import Store
 from mas.experiments.tables import results_table

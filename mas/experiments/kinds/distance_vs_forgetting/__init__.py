@@ -2,6 +2,7 @@
 
 from mas.experiments.kind import Kind
 from mas.experiments.kinds.distance_vs_forgetting.config import DistanceVsForgetting, check
+from mas.experiments.kinds.distance_vs_forgetting.figures import figures
 from mas.experiments.kinds.distance_vs_forgetting.page import headline, page
 from mas.experiments.kinds.distance_vs_forgetting.plan import plan
 from mas.experiments.kinds.distance_vs_forgetting.tables import tables
@@ -14,6 +15,7 @@ DISTANCE_VS_FORGETTING = Kind(
     trial=trial,
     plan=plan,
     tables=tables,
+    figures=figures,
     page=page,
     headline=headline,
 )

@@ -55,10 +55,11 @@ def _check_strategy(strategy: StrategyOptions, where: str) -> None:
 
 def _check_reference(name: str, strategies: Sequence[StrategyOptions], source: Source) -> None:
     """Naive and from_scratch are what others are compared with, each under its own name; only naive must be listed."""
-    entries = [strategy for strategy in strategies if strategy.name == name]
     where = source.where(("strategies",))
-    if name == NAIVE and not entries:
+    titles = [strategy.title() for strategy in strategies if strategy.name == name]
+    if name == NAIVE and not titles:
         raise UserError(f"{where}: found no {name}, with which protection is compared; add - {{name: {name}}}")
-    titles = [strategy.title() for strategy in strategies if name in (strategy.name, strategy.title().casefold())]
     if titles not in ([], [name]):
         raise UserError(f"{where}: found {name} as {', '.join(titles)}; allowed: once, without a label")
+    if any(strategy.title().casefold() == name and strategy.name != name for strategy in strategies):
+        raise UserError(f"{where}: found the label {name!r}; allowed: for the strategy {name} alone")
