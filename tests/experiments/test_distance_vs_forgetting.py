@@ -187,7 +187,7 @@ class TestTables:
                     for i in range(t):
                         count += 1
                         row = steps.loc[(seed, strategy, i, t)]
-                        assert row["drop"] == r[t - 1][i] - r[t][i]
+                        assert row["drop"] == pytest.approx(r[t - 1][i] - r[t][i], abs=1e-12)
                         expected = naive[t][t] - scratch[t][t] if i == t - 1 else np.nan
                         assert row["transfer"] == pytest.approx(expected, abs=1e-12, nan_ok=True)
                         assert (row["earlier_task"], row["learned_task"]) == (tasks[i].task, tasks[t].task)
@@ -201,6 +201,15 @@ class TestTables:
                             else:
                                 assert row[name] == pytest.approx(there, abs=1e-12) == pytest.approx(back, abs=1e-12)
         assert len(steps) == count
+
+    def test_equal_drops_are_ties(self, config, records):
+        """In floating point 0.9 − 0.8 is not 0.6 − 0.5; a rank correlation must not see that."""
+        changed = [CellRecord(r.cell, Outcome(**vars(r.outcome))) for r in records]
+        for record in changed:
+            if record.label == "naive":
+                record.outcome.accuracy = [[0.9, 0.5, 0.5], [0.8, 0.6, 0.5], [0.7, 0.5, 0.5]]
+        steps = tables(config, Results(changed))["steps"]
+        assert steps[steps["strategy"] == "naive"]["drop"].nunique() == 1
 
     def test_correlations_are_scipys(self, made):
         correlations = made["correlations"]

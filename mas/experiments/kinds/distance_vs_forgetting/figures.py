@@ -71,8 +71,9 @@ def draw_drop(steps: pd.DataFrame, correlations: pd.DataFrame, distance: str) ->
         axes.scatter(own[distance], 100 * own["drop"], s=10, color=colour(place), alpha=0.5, linewidths=0)
         axes.axhline(0, color="0.6", linewidth=0.8, zorder=0)
         rho = _correlation(correlations, "step", strategy, distance, "drop")
-        axes.set(title=f"{strategy}: ρ = {rho}", xlabel=title_of(distance))
+        axes.set(title=f"{strategy}: ρ = {rho}", xlabel=f"distance: {title_of(distance)}")
         axes.set_yscale("symlog", linthresh=1)
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.sharey(axes_list[0])
         axes.grid(alpha=0.3)
     axes_list[0].set_ylabel(OUTCOMES["drop"])
@@ -90,7 +91,9 @@ def draw_correlations(correlations: pd.DataFrame, level: str) -> Figure:
         for place, strategy in enumerate(strategies):
             rows = own[(own["outcome"] == outcome) & (own["strategy"] == strategy)]
             offset = _SPREAD * (place / max(1, len(strategies) - 1) - 0.5)
-            _draw_intervals(axes, rows, [scores.index(score) + offset for score in rows["score"]], place, strategy)
+            heights = [scores.index(score) + offset for score in rows["score"]]
+            label = strategy if axes is panels[0] else None  # each strategy stands in the legend once
+            _draw_intervals(axes, rows, heights, place, label)
         axes.axvline(0, color="0.4", linewidth=0.8)
         axes.set(title=outcome, xlabel="Spearman's ρ, 95 % interval", xlim=(-1, 1), ylim=(len(scores) - 0.4, -0.6))
         axes.set_yticks(range(len(scores)), [title_of(score) for score in scores] if axes is panels[0] else [])
@@ -111,7 +114,7 @@ def draw_streams(streams: pd.DataFrame, correlations: pd.DataFrame, score: str) 
     return figure
 
 
-def _draw_intervals(axes: Axes, rows: pd.DataFrame, heights: list[float], place: int, label: str) -> None:
+def _draw_intervals(axes: Axes, rows: pd.DataFrame, heights: list[float], place: int, label: str | None) -> None:
     """Draw dots with intervals at these heights; with too few seeds there are dots alone."""
     below = (rows["rho"] - rows["ci_low"]).clip(lower=0)
     above = (rows["ci_high"] - rows["rho"]).clip(lower=0)

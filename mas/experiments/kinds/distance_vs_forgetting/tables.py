@@ -135,7 +135,7 @@ def steps_table(trained: Sequence[CellRecord], tasks: Mapping[int, StreamTasks])
                         "learned": learned,
                         "earlier_task": own.embeddings[earlier].task,
                         "learned_task": own.embeddings[learned].task,
-                        "drop": matrix[learned - 1, earlier] - matrix[learned, earlier],
+                        "drop": _difference_of(matrix[learned - 1, earlier], matrix[learned, earlier]),
                         "transfer": _at(transfer.get(record.seed), learned) if earlier == learned - 1 else np.nan,
                         **own.step_scores(earlier, learned),
                     }
@@ -186,7 +186,12 @@ def _transfer(trained: Sequence[CellRecord]) -> dict[int, np.ndarray]:
         if record.strategy in learned:
             learned[record.strategy][record.seed] = record.outcome.matrix().diagonal()
     naive, alone = learned[NAIVE], learned[FROM_SCRATCH]
-    return {seed: naive[seed] - alone[seed] for seed in naive if seed in alone}
+    return {seed: _difference_of(naive[seed], alone[seed]) for seed in naive if seed in alone}
+
+
+def _difference_of(first: Any, second: Any) -> Any:
+    """Return the difference of accuracies, such that equal differences are equal numbers: ranks depend on it."""
+    return np.round(first - second, 12)
 
 
 def _at(values: np.ndarray | None, place: int) -> float:
