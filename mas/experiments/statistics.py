@@ -120,6 +120,8 @@ def rank_correlation(x: Numbers, y: Numbers, clusters: npt.ArrayLike) -> RankCor
     many independent ones. The interval is that of the percentile bootstrap, from 3,999 resamples of
     clusters, the same ones each time. p is twice the share of resamples on the other side of 0.
 
+    A resample in which x or y is constant counts as 0.
+
     Pairs with a NaN are left out. With fewer than three clusters there is no interval and no p; where x
     or y is constant there is no correlation.
 
@@ -153,9 +155,11 @@ def _complete(clusters: npt.ArrayLike, *columns: Numbers) -> tuple[list[Vector],
 
 
 def _spearman(x: Vector, y: Vector, clusters: npt.NDArray[np.intp]) -> Vector:
-    """Return ρ of the data, then ρ of each resample of clusters, shape (1 + resamples,); NaN where not defined.
+    """Return ρ of the data, NaN if it is not defined, then ρ of each resample of clusters, shape (1 + resamples,).
 
-    Of fewer than three clusters there are no resamples.
+    A resample in which x or y is constant shows no correlation: 0. Were it left out, a single cluster that
+    differs from all others would look like a clear correlation. Of fewer than three clusters there are no
+    resamples.
     """
     if len(x) < 2:
         return np.array([np.nan])
@@ -165,7 +169,10 @@ def _spearman(x: Vector, y: Vector, clusters: npt.NDArray[np.intp]) -> Vector:
     others = _centred_ranks(y, weights)
     covariance = (weights * ranks * others).sum(axis=1)
     scale = np.sqrt((weights * ranks**2).sum(axis=1) * (weights * others**2).sum(axis=1))
-    return np.divide(covariance, scale, out=np.full(len(scale), np.nan), where=scale > 0)
+    found: Vector = np.divide(covariance, scale, out=np.zeros(len(scale)), where=scale > 0)
+    if scale[0] == 0:
+        found[0] = np.nan
+    return found
 
 
 def _cluster_counts(clusters: int) -> Vector:
@@ -194,7 +201,7 @@ def _centred_ranks(values: Vector, weights: Vector) -> Vector:
 def _with_interval(found: Vector, n: int) -> RankCorrelation:
     """Return the first number, with the interval and the p-value that the others, of resamples, lead to."""
     rho = float(found[0])
-    resampled = _without_nans(found[1:])
+    resampled = found[1:]
     if np.isnan(rho) or len(resampled) == 0:
         return RankCorrelation(rho, np.nan, np.nan, n, np.nan)
     low, high = np.quantile(resampled, [0.025, 0.975])
