@@ -6,11 +6,12 @@ from mas.experiments.config.schema import Experiment
 from mas.experiments.kind import Kind
 from mas.experiments.kinds.consolidated_deficit import CONSOLIDATED_DEFICIT
 from mas.experiments.kinds.critical_period import CRITICAL_PERIOD
+from mas.experiments.kinds.expert_selection import EXPERT_SELECTION
 from mas.experiments.kinds.forgetting import FORGETTING
 from mas.experiments.kinds.task_map import TASK_MAP
 
 KINDS: dict[str, Kind[Any]] = {
-    kind.name: kind for kind in (FORGETTING, CRITICAL_PERIOD, CONSOLIDATED_DEFICIT, TASK_MAP)
+    kind.name: kind for kind in (FORGETTING, CRITICAL_PERIOD, CONSOLIDATED_DEFICIT, TASK_MAP, EXPERT_SELECTION)
 }
 """Name in YAML -> kind of experiment."""
 
