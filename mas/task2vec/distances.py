@@ -22,8 +22,8 @@ def cosine_distance(a: TaskEmbedding, b: TaskEmbedding) -> float:
     """Return d_sym: the cosine distance of h_a / (h_a + h_b) and h_b / (h_a + h_b), from 0 to 1.
 
     The paper's formula has F in the place of h = F + β/λ². Its ratio F_a / (F_a + F_b) is noise where neither
-    task uses a filter; with h it is ½ there. As β → 0 this is the paper's formula; filters of h = 0
-    in both are left out.
+    task uses a filter; with h it is ½ there. As β → 0 this is the paper's formula, with ½ for a filter of F = 0
+    in both tasks. Filters of h = 0 in both are left out.
 
     Raises:
         ValueError: the embeddings cannot be compared: another probe, or another β.
