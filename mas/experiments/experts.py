@@ -48,7 +48,7 @@ def measure_expert(cell: Cell, keep_weights: bool = False) -> Trained:
 def _measure(settings: ExpertSettings, seed: int) -> Accuracies:
     stream = seed if settings.stream_seed is None else settings.stream_seed
     benchmark = draw_stream(settings.benchmark, stream)
-    expert, shape = probe_network(settings.probe_network, shape_of(benchmark))
+    expert, shape, _ = probe_network(settings.probe_network, shape_of(benchmark))
     if settings.expert is not None and settings.training is not None:
         own_seed = stream_seed(seed, "expert", settings.expert)
         train_expert(expert, benchmark.train_stream[settings.expert], settings.training, shape=shape, seed=own_seed)
