@@ -1,6 +1,7 @@
 """Train an expert on one experience of a stream, and measure how well it serves as a start for each of the others."""
 
 import time
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,8 @@ def train_expert(
     width = features_of(network, head, [batch], run_forward).shape[1]
     classes = 1 + max(experience.classes_in_this_experience)
     put_head(network, head, zero_head(width, classes))
-    strategy = make_strategy(STRATEGY_MODELS["naive"](), _Resized(network, shape), training, seed)
+    naive: Any = STRATEGY_MODELS["naive"]()
+    strategy = make_strategy(naive, _Resized(network, shape), training, seed)
     strategy.train(experience, pin_memory=False)
     check_weights(network)
 

@@ -44,7 +44,7 @@ def draw_experts(errors: pd.DataFrame, choices: pd.DataFrame, distance: str) -> 
     dots = dots[dots["task"].isin(list(place))]
     axes.plot(dots["task"].map(place), 100 * dots["error"], "o", color="0.75", markersize=4, label="an expert")
     axes.hlines(by_task["chance"], x - 0.3, x + 0.3, color="0.4", linestyle=":", label="chance: mean of experts")
-    axes.hlines(by_task["best"], x - 0.3, x + 0.3, color="black", label="best expert")
+    axes.hlines(by_task["best"], x - 0.3, x + 0.3, color="black", label="best expert of each seed")
     axes.plot(x, by_task["generic"], "s", color=colour(1), markerfacecolor="none", label="probe network itself")
     axes.plot(x, by_task["error"], "D", color=colour(0), markersize=6, label=f"selected: {distance}")
     axes.set(ylabel="test error, %", title="Experts on new tasks")

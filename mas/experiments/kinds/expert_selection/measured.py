@@ -1,6 +1,6 @@
 """The errors of experts and the embeddings of tasks of one seed, from the records of its cells."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,7 +61,7 @@ def measured_by_seed(config: ExpertSelection, results: Results) -> list[Measured
     return found
 
 
-def _task_names(by_seed: Mapping[int, Mapping[str, CellRecord]]) -> Sequence[str]:
+def _task_names(by_seed: Mapping[int, Mapping[str, CellRecord]]) -> list[str]:
     """Return the names of the tasks, the same for all seeds; empty if no cell that embeds is finished."""
     for own in by_seed.values():
         if EMBEDDING in own:

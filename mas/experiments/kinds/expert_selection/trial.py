@@ -29,7 +29,9 @@ def _check_tasks(config: ExpertSelection, benchmark: Any, source: Source) -> Non
     tasks = list(benchmark.train_stream)
     if config.experts > len(tasks):
         where = source.where(("experts",))
-        raise UserError(f"{where}: found {config.experts}; the stream has {len(tasks)} experiences, so 2 to that many")
+        raise UserError(
+            f"{where}: found {config.experts}; the stream has {len(tasks)} experiences; allowed: 2 to {len(tasks)}"
+        )
     for number, task in enumerate(tasks):
         if len(task.classes_in_this_experience) < 2:
             where = source.where(("benchmark",))
