@@ -23,7 +23,6 @@ Chain = tuple[str, ...]  # a class's id, then its hypernym's, and so on to the r
 ClassDistance = Callable[[Chain, Chain], float]
 
 _HYPERNYMS = ("@", "@i")  # of a class, of an instance
-_RESAMPLES = 9999
 
 
 class ClassPath(NamedTuple):
@@ -130,29 +129,30 @@ def task_distances(between_classes: Matrix, tasks: Sequence[Sequence[int]]) -> M
     return np.array([[between_classes[np.ix_(a, b)].mean() for b in tasks] for a in tasks])
 
 
-def rank_correlation(a: Matrix, b: Matrix, *, seed: int = 0) -> Correlation:
+def rank_correlation(a: Matrix, b: Matrix, *, resamples: int = 9999, seed: int = 0) -> Correlation:
     """Return Spearman's correlation of two matrices of distances, over all pairs of different tasks.
 
     Pairs that share a task are not independent. The p-value (two-sided) is of the Mantel test, which permutes the
     tasks of one matrix; the 95 % interval is of a bootstrap that draws tasks, and leaves out pairs of a task with
-    itself. Both have 9,999 resamples.
+    itself.
 
     Args:
         a, b: shape (tasks, tasks); not symmetric where the way matters. Their diagonals are not looked at.
-        seed: of the resamples.
+        resamples: permutations of the test, and draws of the bootstrap.
+        seed: of both.
 
     Source: Mantel 1967, The detection of disease clustering and a generalized regression approach.
     """
     generator = np.random.default_rng(seed)
     tasks = len(a)
     rho = _spearman(a, b, np.arange(tasks))
-    ranked_a, ranked_b = _standard_ranks(a), _standard_ranks(b)
-    orders = (generator.permutation(tasks) for _ in range(_RESAMPLES))
-    permuted = np.array([(ranked_a * ranked_b[np.ix_(order, order)]).sum() for order in orders])
+    orders = [generator.permutation(tasks) for _ in range(resamples)]
+    draws = [generator.integers(tasks, size=tasks) for _ in range(resamples)]
+    permuted = _permuted_correlations(a, b, orders)
     as_great = np.count_nonzero(np.abs(permuted) >= abs(rho) - 1e-12)
-    draws = (generator.integers(tasks, size=tasks) for _ in range(_RESAMPLES))
-    low, high = np.nanpercentile([_spearman(a, b, draw) for draw in draws], [2.5, 97.5])
-    return Correlation(rho, float(low), float(high), (1 + as_great) / (1 + _RESAMPLES), tasks)
+    drawn = [_spearman(a, b, draw) for draw in draws if len(np.unique(draw)) > 2]  # two tasks are one pair
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Correlation(rho, float(low), float(high), (1 + as_great) / (1 + resamples), tasks)
 
 
 def _first_pointer(fields: Sequence[str]) -> tuple[str, str | None]:
@@ -176,6 +176,12 @@ def _spearman(a: Matrix, b: Matrix, tasks: NDArray[np.int64]) -> float:
     pairs = np.ix_(tasks, tasks)
     x, y = rankdata(a[pairs][different]), rankdata(b[pairs][different])
     return float(np.corrcoef(x, y)[0, 1])
+
+
+def _permuted_correlations(a: Matrix, b: Matrix, orders: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
+    """Return the rank correlations of a with b, its tasks in each of the orders."""
+    x, y = _standard_ranks(a), _standard_ranks(b)
+    return np.array([(x * y[np.ix_(order, order)]).sum() for order in orders])
 
 
 def _standard_ranks(distances: Matrix) -> Matrix:
