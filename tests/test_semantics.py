@@ -25,7 +25,7 @@ TABLE = Path(__file__).parent.parent / "docs" / "task2vec" / "wordnet_paths.csv"
 
 # In the format of WordNet's data.noun: dog has two hypernyms, Rex is an instance; "frog" has a pointer before its own.
 NOUNS = """  1 This software and database is being provided to you
-00000001 03 n 01 entity 0 001 ~ 00000002 n 0000 | that which exists
+00000001 03 n 01 entity 0 001 ~ 00000002 n 0000 | that which exists @ 00000099 n 0000
 00000002 03 n 02 animal 0 beast 0 002 @ 00000001 n 0000 ~ 00000003 n 0000 | a living thing @ 00000099 n 0000
 00000003 05 n 01 dog 0 002 @ 00000002 n 0000 @ 00000006 n 0000 | a pet
 00000004 05 n 0b frog 0 a 0 b 0 c 0 d 0 e 0 f 0 g 0 h 0 i 0 j 0 002 ~ 00000007 n 0000 @ 00000002 n 0000 | it jumps
