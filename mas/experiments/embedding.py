@@ -17,6 +17,7 @@ from mas.experiments.record import EmbeddingRecord, Outcome
 from mas.experiments.seeds import stream_seed
 from mas.experiments.training import Trained, as_cell
 from mas.task2vec import embed
+from mas.task2vec.variational import STEPS
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -30,7 +31,7 @@ def embed_cell(cell: Cell, keep_weights: bool = False) -> Trained:
     outcome = Outcome()
     with as_cell():
         try:
-            outcome.embeddings = _embed_all(settings, cell.seed)
+            outcome.embeddings, outcome.probe_accuracy = _embed_all(settings, cell.seed)
         except BLOW_UPS as error:
             outcome.status, outcome.reason = "diverged", str(error)
     outcome.seconds = round(time.perf_counter() - start, 3)
@@ -59,12 +60,18 @@ def task_batches(
     return batches
 
 
-def _embed_all(settings: EmbeddingSettings, seed: int) -> list[EmbeddingRecord]:
+def experiences_of(benchmark: Benchmark, data: str) -> list[Experience]:
+    """Return the experiences whose images are embedded: those of the stream "train" or "test"."""
+    return list(benchmark.train_stream if data == "train" else benchmark.test_stream)
+
+
+def _embed_all(settings: EmbeddingSettings, seed: int) -> tuple[list[EmbeddingRecord], float | None]:
+    """Return the embeddings of a stream's experiences, and the accuracy of the probe network."""
     stream = seed if settings.stream_seed is None else settings.stream_seed
     benchmark = draw_stream(settings.benchmark, stream)
     options = settings.embedding
-    experiences = list(_stream_of(benchmark, options.data))
-    probe, shape = probe_network(settings.probe_network, shape_of(benchmark))
+    experiences = experiences_of(benchmark, options.data)
+    probe, shape, accuracy = probe_network(settings.probe_network, shape_of(benchmark))
     probe = probe.to(options.device)
     embeddings = []
     for number, (name, experience) in enumerate(zip(experience_names(benchmark), experiences, strict=True)):
@@ -75,14 +82,11 @@ def _embed_all(settings: EmbeddingSettings, seed: int) -> list[EmbeddingRecord]:
             labels=options.labels,
             weight_decay=options.weight_decay,
             beta=options.beta,
+            steps=options.steps or STEPS,
             generator=torch.Generator(options.device).manual_seed(stream_seed(seed, "embedding", number)),
         )
         embeddings.append(EmbeddingRecord.of(embedding))
-    return embeddings
-
-
-def _stream_of(benchmark: Benchmark, data: str) -> list[Experience]:
-    return list(benchmark.train_stream if data == "train" else benchmark.test_stream)
+    return embeddings, accuracy
 
 
 def _choose(labels: Tensor, options: EmbeddingOptions, seed: int, number: int) -> Tensor:

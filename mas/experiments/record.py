@@ -83,6 +83,7 @@ class Outcome:
     tries: list[list[StrengthTry]] = field(default_factory=list)  # a list per experience
     probes: list[ProbeRow] = field(default_factory=list)
     embeddings: list[EmbeddingRecord] = field(default_factory=list)  # of a cell that embeds
+    probe_accuracy: float | None = None  # of the network that it embeds by, on test data, if it was trained here
     status: Status = "finished"
     reason: str | None = None  # why it diverged
     seconds: float = 0.0
@@ -128,8 +129,8 @@ class CellRecord:
         """Return the record as text, which `from_json` reads."""
         head = {"version": VERSION, "label": self.label, "seed": self.seed, "settings": self.cell.settings.plain()}
         outcome = asdict(self.outcome)
-        if not outcome["embeddings"]:
-            del outcome["embeddings"]  # most cells embed nothing
+        if not outcome["embeddings"]:  # most cells embed nothing
+            del outcome["embeddings"], outcome["probe_accuracy"]
         return json.dumps(head | outcome, indent=2) + "\n"
 
     @classmethod
@@ -147,6 +148,7 @@ class CellRecord:
             raise OldFormatError(f"is of format {data.get('version', 1)}; this version of mas reads format {VERSION}")
         settings = _settings(data["settings"])
         data.setdefault("embeddings", [])
+        data.setdefault("probe_accuracy", None)
         outcome = _OUTCOMES.validate_python({key: data[key] for key in _OUTCOME_KEYS})
         return cls(Cell(data["label"], data["seed"], settings), outcome)
 
