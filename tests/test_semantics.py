@@ -10,6 +10,7 @@ from scipy.stats import spearmanr
 from tools.semantics import (
     chain_of,
     class_distances,
+    correlation_gain,
     first_hypernyms,
     path_distance,
     rank_correlation,
@@ -159,3 +160,13 @@ def test_the_interval_holds_the_correlation_and_narrows_with_more_tasks():
 def test_equal_draws_give_equal_results():
     a, b = _distances(8, 0), _distances(8, 1)
     assert rank_correlation(a, b, resamples=9, seed=3) == rank_correlation(a, b, resamples=9, seed=3)
+
+
+def test_the_gain_is_the_difference_of_two_correlations():
+    a, b, target = (_distances(12, seed) for seed in range(3))
+    a = a + target
+    gain, low, high = correlation_gain(a, b, target, resamples=199)
+    expected = rank_correlation(a, target, resamples=9).rho - rank_correlation(b, target, resamples=9).rho
+    assert gain == pytest.approx(expected, abs=1e-12)
+    assert low < gain < high
+    assert correlation_gain(a, a, target, resamples=19) == (0.0, 0.0, 0.0)

@@ -147,12 +147,31 @@ def rank_correlation(a: Matrix, b: Matrix, *, resamples: int = 9999, seed: int =
     tasks = len(a)
     rho = _spearman(a, b, np.arange(tasks))
     orders = [generator.permutation(tasks) for _ in range(resamples)]
-    draws = [generator.integers(tasks, size=tasks) for _ in range(resamples)]
     permuted = _permuted_correlations(a, b, orders)
     as_great = np.count_nonzero(np.abs(permuted) >= abs(rho) - 1e-12)
-    drawn = [_spearman(a, b, draw) for draw in draws if len(np.unique(draw)) > 2]  # two tasks are one pair
+    drawn = [_spearman(a, b, draw) for draw in _draws(tasks, resamples, seed)]
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Correlation(rho, float(low), float(high), (1 + as_great) / (1 + resamples), tasks)
+
+
+def correlation_gain(
+    a: Matrix, baseline: Matrix, target: Matrix, *, resamples: int = 9999, seed: int = 0
+) -> tuple[float, float, float]:
+    """Return by how much the correlation of a with a target exceeds a baseline's, and its 95 % interval.
+
+    The bootstrap draws tasks, the same ones for both correlations.
+
+    Args:
+        a, baseline, target: distances, shape (tasks, tasks).
+        resamples, seed: as for `rank_correlation`.
+    """
+
+    def gain(tasks: NDArray[np.int64]) -> float:
+        return _spearman(a, target, tasks) - _spearman(baseline, target, tasks)
+
+    drawn = [gain(draw) for draw in _draws(len(a), resamples, seed)]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return gain(np.arange(len(a))), float(low), float(high)
 
 
 def _first_pointer(fields: Sequence[str]) -> tuple[str, str | None]:
@@ -176,6 +195,13 @@ def _spearman(a: Matrix, b: Matrix, tasks: NDArray[np.int64]) -> float:
     pairs = np.ix_(tasks, tasks)
     x, y = rankdata(a[pairs][different]), rankdata(b[pairs][different])
     return float(np.corrcoef(x, y)[0, 1])
+
+
+def _draws(tasks: int, number: int, seed: int) -> list[NDArray[np.int64]]:
+    """Return draws of tasks with replacement; those of one or two tasks, which have no correlation, are left out."""
+    generator = np.random.default_rng(seed)
+    draws = [generator.integers(tasks, size=tasks) for _ in range(number)]
+    return [draw for draw in draws if len(np.unique(draw)) > 2]
 
 
 def _permuted_correlations(a: Matrix, b: Matrix, orders: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
