@@ -151,7 +151,7 @@ def rank_correlation(a: Matrix, b: Matrix, *, resamples: int = 9999, seed: int =
     as_great = np.count_nonzero(np.abs(permuted) >= abs(rho) - 1e-12)
     drawn = [_spearman(a, b, draw) for draw in _draws(tasks, resamples, seed)]
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return Correlation(rho, float(low), float(high), (1 + as_great) / (1 + resamples), tasks)
+    return Correlation(rho, float(low), float(high), float((1 + as_great) / (1 + resamples)), tasks)
 
 
 def correlation_gain(

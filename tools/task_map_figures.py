@@ -54,13 +54,13 @@ def draw_semantics(pairs: pd.DataFrame, correlations: dict[str, str]) -> Figure:
     """Return semantic distance against Task2Vec's for pairs of tasks, a panel for each stream.
 
     Args:
-        pairs: columns stream, semantic, distance.
+        pairs: columns stream, steps and cosine.
         correlations: by the stream, what its title says.
     """
     groups = list(pairs.groupby("stream", sort=False))
     figure, panels = blank(4.2 * len(groups), 3.8, columns=len(groups))
     for axes, (stream, own) in zip(panels, groups, strict=True):
-        axes.scatter(own["semantic"], own["distance"], s=5 if len(own) < 5000 else 1, alpha=0.4, linewidths=0)
+        axes.scatter(own["steps"], own["cosine"], s=5 if len(own) < 5000 else 1, alpha=0.4, linewidths=0)
         axes.set(title=f"{stream}\n{correlations[str(stream)]}", xlabel="steps in WordNet, mean over pairs of classes")
         axes.title.set_fontsize(10)
         axes.grid(alpha=0.3)

@@ -1,6 +1,6 @@
 """Tables about runs of ``experiment: task_map``: retrieval, stability, and how far semantic distance is followed.
 
-Usage: python -m tools.task_maps {retrieval,stability,semantics} RUN_FOLDER ... --output TABLE.csv
+Usage: python -m tools.task_maps {retrieval,stability,semantics,pairs} RUN_FOLDER ... --output TABLE.csv
 """
 
 import argparse
@@ -164,6 +164,17 @@ def semantics(run: EmbeddedRun, resamples: int) -> Iterator[dict[str, Any]]:
                     }
 
 
+def pairs(run: EmbeddedRun) -> Iterator[dict[str, Any]]:
+    """Yield for each pair of tasks of a stream the steps between them in WordNet, and their cosine distance."""
+    paths = read_paths(PATHS)
+    between_classes = class_distances(paths)
+    for stream in run.config.streams:
+        steps = task_distances(between_classes, classes_of_tasks(stream, len(paths)))
+        distances = _distances_within(run, stream.title())["cosine"]
+        for i, j in zip(*np.triu_indices(len(steps), 1), strict=True):
+            yield {"stream": stream.title(), "from": i, "to": j, "steps": steps[i, j], "cosine": distances[i, j]}
+
+
 def classes_of_tasks(stream: LabelledStream, classes: int) -> list[list[int]]:
     """Return the classes of each task of a stream ``split``, or ``one_vs_rest`` (without the rest).
 
@@ -242,7 +253,7 @@ def _numbers(value: float, interval: Sequence[float], name: str) -> dict[str, fl
 def main() -> None:
     """Write a table about the runs."""
     parser = argparse.ArgumentParser(prog="python -m tools.task_maps", description="Tables about maps of tasks.")
-    parser.add_argument("table", choices=["retrieval", "stability", "semantics"])
+    parser.add_argument("table", choices=["retrieval", "stability", "semantics", "pairs"])
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_FOLDER")
     parser.add_argument("--output", type=Path, required=True, metavar="TABLE.csv")
     parser.add_argument("--resamples", type=int, default=1999, help="of tests and intervals of correlations")
@@ -252,6 +263,7 @@ def main() -> None:
         "retrieval": lambda: [row for run in runs for row in retrieval(run)],
         "stability": lambda: list(stability(runs)),
         "semantics": lambda: [row for run in runs for row in semantics(run, asked.resamples)],
+        "pairs": lambda: [row for run in runs for row in pairs(run)],
     }
     pd.DataFrame(rows[asked.table]()).to_csv(asked.output, index=False, float_format="%.6g")
     sys.stdout.write(f"wrote {asked.output}\n")
