@@ -42,7 +42,7 @@ from tools.semantics import (
 
 PATHS = Path("docs/task2vec/wordnet_paths.csv")
 CLASSES = {"animal": "n00015388", "artifact": "n00021939"}  # branches of the tree that are looked at alone
-BASELINE = "class means"
+BASELINE = "task means"
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def semantics(run: EmbeddedRun, resamples: int) -> Iterator[dict[str, Any]]:
 
     The baselines know the network alone, not the Fisher information: ``class means`` is the mean over pairs of
     classes of the Euclidean distance of the classes' mean features, ``task means`` the distance of the tasks'.
-    ``gain`` is by how much a correlation exceeds that of ``class means``.
+    ``gain`` is by how much a correlation exceeds that of ``task means``.
     """
     paths = read_paths(PATHS)
     features = class_features(run.config)
@@ -207,9 +207,9 @@ def class_features(config: TaskMap) -> Matrix:
 def _baselines(features: Matrix, tasks: Sequence[Sequence[int]]) -> dict[str, Matrix]:
     means = np.array([features[own].mean(0) for own in tasks])
     return {
-        BASELINE: task_distances(cdist(features, features), tasks),
+        "class means": task_distances(cdist(features, features), tasks),
         "class means cosine": task_distances(cdist(features, features, "cosine"), tasks),
-        "task means": cdist(means, means),
+        BASELINE: cdist(means, means),
         "task means cosine": cdist(means, means, "cosine"),
     }
 
