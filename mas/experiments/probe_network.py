@@ -78,9 +78,10 @@ def training_settings(options: ProbeNetwork, training: Training) -> TrainingSett
 
 
 def cached_weights(settings: TrainingSettings, seed: int) -> Path:
-    """Return the file that keeps a probe network's weights and accuracy; its name depends on all that they depend on."""
+    """Return the file that keeps a probe network's weights and accuracy, named by all that they depend on."""
     datasets = settings.benchmark.datasets_used().values()
     made_of = {
+        "format": _FORMAT,
         "settings": settings.plain(),
         "seed": seed,
         "data": [fingerprint(spec) for spec in datasets],
@@ -88,6 +89,10 @@ def cached_weights(settings: TrainingSettings, seed: int) -> Path:
     }
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
     return cache_folder() / "probe_networks" / f"{digest[:16]}.pt"
+
+
+_FORMAT = 2
+"""Of the file. Format 1 held the weights alone."""
 
 
 def _trained(settings: TrainingSettings, seed: int) -> dict[str, Any]:

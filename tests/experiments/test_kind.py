@@ -183,7 +183,8 @@ def test_an_unknown_kind_is_one_clear_line(tmp_path, monkeypatch):
     done = mas_command("run", str(path))
     assert done.exit_code == 2
     assert done.stderr == (
-        f"error: {path}:1: experiment: found 'rates'; allowed: forgetting, critical_period, consolidated_deficit\n"
+        f"error: {path}:1: experiment: found 'rates'; allowed: forgetting, critical_period, consolidated_deficit, "
+        "task_map\n"
     )
 
 

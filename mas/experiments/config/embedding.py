@@ -28,9 +28,9 @@ class ProbeNetwork(Options):
     @model_validator(mode="after")
     def _is_trained_on_something(self) -> Self:
         if self.training is not None and self.benchmark is None:
-            raise ValueError("training with a benchmark; give probe_network.benchmark")
+            raise ValueError("training needs a benchmark: give probe_network.benchmark")
         if self.training is None and self.benchmark is not None:
-            raise ValueError("a benchmark with training; give probe_network.training, or leave the benchmark out")
+            raise ValueError("a benchmark needs training: give probe_network.training, or leave the benchmark out")
         return self
 
 
@@ -50,5 +50,5 @@ class EmbeddingOptions(Options):
     @model_validator(mode="after")
     def _takes_steps(self) -> Self:
         if self.steps is not None and self.labels != "variational":
-            raise ValueError(f"steps with labels: variational, not with {self.labels}; leave steps out")
+            raise ValueError(f"steps are of labels: variational, not of {self.labels}: leave steps out")
         return self

@@ -15,6 +15,7 @@ from mas.experiments.kinds.task_map.geometry import complete_part, symmetric, tr
 from mas.experiments.kinds.task_map.labels import place_labels
 from mas.experiments.kinds.task_map.tables import difficulty, square
 from mas.experiments.report.drawing import Colour, blank, colour
+from mas.experiments.report.text import number
 
 UNITS = {"kl": "nats", "jensen_shannon": "nats"}
 """By the name of a distance; others have no unit."""
@@ -24,7 +25,9 @@ _ROW = 0.15  # inches that a label needs in a list
 
 
 def figures(config: TaskMap, tables: Mapping[str, pd.DataFrame]) -> dict[str, Figure]:
-    """Return every figure of a run."""
+    """Return every figure of a run; none if every cell diverged."""
+    if tables["tasks"].empty:
+        return {}
     colours = stream_colours(tables["tasks"])
     distances = complete_part(square(tables["distances"], config.distance))
     made = {}
@@ -61,8 +64,10 @@ def stream_colours(tasks: pd.DataFrame) -> StreamColours:
 
 def draw_map(points: pd.DataFrame, colours: StreamColours, title: str) -> Figure:
     """Draw tasks as points with labels; one unit of both axes is equally long, and has no meaning of its own."""
-    side = min(6.0 + 0.6 * np.sqrt(len(points)), _LARGEST)
-    figure, axes = blank(side, side)
+    side = min(6.0 + 0.7 * np.sqrt(len(points)), _LARGEST)
+    width, height = np.ptp(points[["x", "y"]].to_numpy(), axis=0)
+    flatness = np.clip(height / max(width, np.finfo(np.float64).tiny), 0.5, 1.0)
+    figure, axes = blank(side, side * flatness + 0.6)
     shades = [colours.of(task) for task in points["task"]]
     axes.scatter(points["x"], points["y"], c=shades, s=14, zorder=3)
     axes.set(title=title, xticks=[], yticks=[])
@@ -103,14 +108,19 @@ def draw_heat_map(distances: pd.DataFrame, colours: StreamColours, name: str) ->
 
 
 def draw_difficulty(own: pd.DataFrame, colours: StreamColours) -> Figure:
-    """Draw the norm of each task as a bar, the hardest first, with its interval over seeds."""
+    """Draw the norm of each task as a bar and a number, the hardest first, with its interval over seeds."""
     rows = max(len(own) * _ROW, 1.5)
     figure, axes = blank(7.0, min(rows + 1.5, _LARGEST))
     place = np.arange(len(own))
     axes.barh(place, own["norm"], color=[colours.of(task) for task in own["task"]], height=0.75)
     bars = np.vstack([own["norm"] - own["ci_low"], own["ci_high"] - own["norm"]]).clip(min=0)
     axes.errorbar(own["norm"], place, xerr=bars, fmt="none", ecolor="0.2", elinewidth=0.8)
-    axes.set_yticks(place, own["task"], fontsize=_row_size(len(own), rows))
+    size = _row_size(len(own), rows)
+    axes.set_yticks(place, own["task"], fontsize=size)
+    for y, end, norm in zip(place, own["ci_high"].fillna(own["norm"]), own["norm"], strict=True):
+        note = axes.annotate(number(norm), (end, y), (3, 0), textcoords="offset points", va="center")
+        note.set(fontsize=size, color="0.3")
+    axes.margins(x=0.1)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(own) - 0.4, -0.6)
     axes.grid(axis="x", alpha=0.3)

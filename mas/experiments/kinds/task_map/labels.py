@@ -17,9 +17,7 @@ _POINT = 3.0  # half the side of the box of a point
 _LETTER = 0.58  # mean width of a letter as a share of its size
 
 
-def place_labels(
-    axes: Axes, points: Matrix, labels: Sequence[str], colours: Sequence[Colour], *, size: float
-) -> None:
+def place_labels(axes: Axes, points: Matrix, labels: Sequence[str], colours: Sequence[Colour], *, size: float) -> None:
     """Write a label beside each point, at the nearest free place; where none is free, at that with least overlap.
 
     The axes must have their final limits: positions are those of the figure as it is laid out now.
@@ -31,10 +29,10 @@ def place_labels(
         colours: of the labels.
         size: of the letters, in points of 1/72 inch.
     """
-    figure = axes.figure
-    figure.draw_without_rendering()  # type: ignore[union-attr]
-    own = axes.transData.transform(points) * 72 / figure.dpi
-    frame = axes.get_window_extent().extents * 72 / figure.dpi
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]
+    per_pixel = 72 / axes.figure.dpi
+    own: Matrix = axes.transData.transform(points) * per_pixel
+    frame = np.asarray(axes.get_window_extent().extents) * per_pixel
     taken = np.hstack([own - _POINT, own + _POINT])
     for number, label in enumerate(labels):
         extent = np.array([_LETTER * size * len(label), 1.15 * size])
@@ -45,8 +43,8 @@ def place_labels(
         far = np.linalg.norm(offsets[best]) > _NEAR
         note = axes.annotate(
             label,
-            points[number],
-            boxes[best, :2] - own[number],
+            _pair(points[number]),
+            _pair(boxes[best, :2] - own[number]),
             textcoords="offset points",
             fontsize=size,
             color=colours[number],
@@ -60,8 +58,13 @@ def place_labels(
 
 def _join(axes: Axes, point: Matrix, offset: Matrix, colour: Colour) -> None:
     arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.4, "alpha": 0.6, "shrinkA": 0, "shrinkB": 0}
-    line = axes.annotate("", point, offset, textcoords="offset points", arrowprops=arrow)
+    line = axes.annotate("", _pair(point), _pair(offset), textcoords="offset points", arrowprops=arrow)
     line.set_in_layout(False)
+
+
+def _pair(point: Matrix) -> tuple[float, float]:
+    x, y = point.tolist()
+    return x, y
 
 
 def _candidates(point: Matrix, extent: Matrix) -> tuple[Matrix, Matrix]:

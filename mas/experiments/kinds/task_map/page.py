@@ -5,7 +5,7 @@ import pandas as pd
 from mas.experiments.kind import Tables
 from mas.experiments.kinds.task_map.config import TaskMap, same_images
 from mas.experiments.kinds.task_map.figures import UNITS
-from mas.experiments.kinds.task_map.geometry import Matrix, complete_part
+from mas.experiments.kinds.task_map.geometry import complete_part
 from mas.experiments.kinds.task_map.tables import difficulty, square
 from mas.experiments.report.sections import Headline, Page, Section, Table
 from mas.experiments.report.text import few_seeds, intervals, number, percent
@@ -23,18 +23,24 @@ READING = {
 }
 """By the name of a distance: how it is read."""
 
+ALL_DIVERGED = "Every cell diverged: there is no embedding."
+
 _LISTED = 10  # pairs on the page
 _SHOWN = 3  # rows of each sort in the terminal
 
 
 def page(config: TaskMap, tables: Tables) -> Page:
     """Return the page of a run."""
+    if tables["tasks"].empty:
+        return Page("a map of tasks", ALL_DIVERGED, [])
     sections = [*_maps(config, tables), *_distances(config, tables), _difficulty(config, tables), _orders(tables)]
     return Page("a map of tasks", _introduction(config, tables), [*_retrieval(config, tables), *sections])
 
 
 def headline(config: TaskMap, tables: Tables) -> Headline:
     """Return what a terminal shows of a run."""
+    if tables["tasks"].empty:
+        return Headline("tasks", Table(["", "tasks", "distance or norm"], []), [ALL_DIVERGED])
     near, far = nearest_and_farthest(_own_distances(config, tables), _SHOWN)
     hardest = difficulty(tables["tasks"]).head(_SHOWN)
     rows = [["nearest", f"{a} → {b}", number(value)] for a, b, value in near]
@@ -86,8 +92,8 @@ def _introduction(config: TaskMap, tables: Tables) -> str:
         images += f", at most {options.per_class} of each class, drawn from the seed"
     return (
         f"{tasks} tasks of {len(config.streams)} streams were embedded by {_network(config, tables)}, with "
-        f"{seeds} {'seed' if seeds == 1 else 'seeds'}, from their {images}. A head is fitted to each task on the frozen "
-        f"network; the embedding is the mean Fisher information of each filter (labels: {options.labels}, "
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'}, from their {images}. A head is fitted to each task on the "
+        f"frozen network; the embedding is the mean Fisher information of each filter (labels: {options.labels}, "
         f"weight_decay of the head {options.weight_decay:g}, β = {options.beta:g}). "
         "Tasks that need the same filters lie near each other. Source: Achille et al. 2019, Task2Vec." + _unused(config)
     )
@@ -111,7 +117,11 @@ def _unused(config: TaskMap) -> str:
     """Return a note if there are parts of the images that no seed embeds."""
     used = {seed % config.embedding.parts for seed in config.seed_list()}
     left = config.embedding.parts - len(used)
-    return f" {left} of the {config.embedding.parts} parts of the images are not used: there are few seeds." if left else ""
+    return (
+        f" {left} of the {config.embedding.parts} parts of the images are not used: there are few seeds."
+        if left
+        else ""
+    )
 
 
 def _retrieval(config: TaskMap, tables: Tables) -> list[Section]:
@@ -119,8 +129,9 @@ def _retrieval(config: TaskMap, tables: Tables) -> list[Section]:
         return []
     own = tables["retrieval"]
     text = (
-        "Is the nearest embedding of another seed one of the same task? The share of embeddings, percent, with its 95 % "
-        "interval (Wilson). The interval counts embeddings as independent, which those of one map are not." + _overlap(config)
+        "Is the nearest embedding of another seed one of the same task? The share of embeddings, percent, with its "
+        "95 % interval (Wilson). The interval counts embeddings as independent, which those of one map are not."
+        + _overlap(config)
     )
     rows = [
         [r.distance.replace("_", " "), percent(r.share, r.ci_low, r.ci_high), str(r.n), percent(r.chance)]
@@ -133,7 +144,8 @@ def _overlap(config: TaskMap) -> str:
     """Return a warning where embeddings of several seeds are made of the same images."""
     pairs = same_images(config)
     if pairs:
-        return f" Seeds {pairs[0][0]} and {pairs[0][1]} embed the same images: they differ in the estimator's draws alone."
+        first, second = pairs[0]
+        return f" Seeds {first} and {second} embed the same images: they differ in the estimator's draws alone."
     if config.embedding.per_class is not None and config.embedding.parts < len(config.seed_list()):
         return " Images are drawn anew for each seed, so that seeds may share some."
     return ""
@@ -141,9 +153,9 @@ def _overlap(config: TaskMap) -> str:
 
 def _maps(config: TaskMap, tables: Tables) -> list[Section]:
     text = (
-        "Each point is a task; points that are near are alike. Classical scaling keeps distances as well as two axes can; "
-        "the title says how much of the variance that is. t-SNE keeps neighbours: distances between groups, and the "
-        "groups' sizes, mean nothing. The axes have no meaning of their own."
+        "Each point is a task; points that are near are alike. Classical scaling keeps distances as well as two axes "
+        "can; the title says how much of the variance that is. t-SNE keeps neighbours: distances between groups, and "
+        "the groups' sizes, mean nothing. The axes have no meaning of their own."
     )
     known = set(tables["map"]["task"])
     left_out = tables["tasks"]["task"].nunique() - len(known)
@@ -165,20 +177,18 @@ def _distances(config: TaskMap, tables: Tables) -> list[Section]:
         "pairs, by every distance."
     )
     table = Table(["nearest", "distance", "farthest", "distance"], rows)
-    clustered = Section(
-        "Clusters",
-        "Average linkage; tasks in the order of the tree.",
-        figures=["heat_map"],
-    )
+    clustered = Section("Clusters", "Average linkage; tasks in the order of the tree.", figures=["heat_map"])
     return [Section("Distances", text, table), clustered]
 
 
 def _difficulty(config: TaskMap, tables: Tables) -> Section:
     seeds = tables["tasks"]["seed"].nunique()
     text = (
-        "The norm of the embedding, in nats per squared unit of weight: how much the task depends on the network's weights. "
-        "Complexity is the cosine distance from the trivial task, from 0 to 1; accuracy, percent, is the fitted head's, on the "
-        "images that are embedded. " + intervals(seeds, f"Mean over {seeds} seeds with the 95 % interval.") + few_seeds(seeds)
+        "The norm of the embedding, in nats per squared unit of weight: how much the task depends on the network's "
+        "weights. Complexity is the cosine distance from the trivial task, from 0 to 1; accuracy, percent, is the "
+        "fitted head's, on the images that are embedded. "
+        + intervals(seeds, f"Mean over {seeds} seeds with the 95 % interval.")
+        + few_seeds(seeds)
     )
     rows = [
         [r.task, r.stream, number(r.norm, r.ci_low, r.ci_high), number(r.complexity), percent(r.head_accuracy)]
@@ -191,12 +201,11 @@ def _difficulty(config: TaskMap, tables: Tables) -> Section:
 def _orders(tables: Tables) -> Section:
     orders = {name: list(own["task"]) for name, own in tables["orders"].groupby("order", sort=False)}
     text = (
-        "Curriculum: by complexity, the least first. Least typical: by the mean distance to the other tasks, the greatest "
-        "first. Neighbours in an order may be tied within the spread over seeds."
+        "Curriculum: by complexity, the least first. Least typical: by the mean distance to the other tasks, the "
+        "greatest first. Neighbours in an order may be tied within the spread over seeds."
     )
     rows = [
-        [str(place), first, second]
-        for place, (first, second) in enumerate(zip(*orders.values(), strict=True), start=1)
+        [str(place), first, second] for place, (first, second) in enumerate(zip(*orders.values(), strict=True), start=1)
     ]
     return Section("Orders", text, Table(["place", "curriculum", "least typical first"], rows))
 

@@ -2,8 +2,10 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
@@ -15,6 +17,8 @@ from mas.experiments.results import Results
 from mas.experiments.statistics import mean_and_interval
 from mas.task2vec import DISTANCES, complexity, distance_matrix
 
+Numbers = npt.NDArray[Any]  # whole numbers, or true and false
+
 TASK_COLUMNS = [
     *("task", "stream", "seed", "samples", "classes"),
     *("norm", "complexity", "head_loss", "head_accuracy"),
@@ -25,11 +29,21 @@ DISTANCE_COLUMNS = ["from", "to", "distance", "mean", "n"]
 RETRIEVAL_COLUMNS = ["distance", "share", "ci_low", "ci_high", "n", "chance"]
 MAP_COLUMNS = ["method", "task", "x", "y", "share"]
 ORDER_COLUMNS = ["order", "position", "task", "value"]
+COLUMNS = {
+    "tasks": TASK_COLUMNS,
+    "probe": PROBE_COLUMNS,
+    "distances": DISTANCE_COLUMNS,
+    "map": MAP_COLUMNS,
+    "orders": ORDER_COLUMNS,
+}
+"""Of the tables that every run has."""
 
 
 def tables(config: TaskMap, results: Results) -> dict[str, pd.DataFrame]:
-    """Return every table of a run."""
+    """Return every table of a run; without a row if every cell diverged."""
     embedded = embedded_tasks(results.records)
+    if not embedded:
+        return {name: pd.DataFrame(columns=columns) for name, columns in COLUMNS.items()}
     matrices = {name: distance_matrix([one.embedding for one in embedded], name).numpy() for name in DISTANCES}
     tasks = tasks_table(embedded)
     distances = distances_table(embedded, matrices)
@@ -88,7 +102,10 @@ def probe_table(records: Sequence[CellRecord]) -> pd.DataFrame:
 
 
 def difficulty(tasks: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean norm of each task with its interval over seeds, the hardest first: columns `DIFFICULTY_COLUMNS`."""
+    """Return the mean norm of each task with its interval over seeds, the hardest first.
+
+    Columns `DIFFICULTY_COLUMNS`; those behind ``n``, the number of seeds, are means.
+    """
     rows = []
     for (task, stream), own in tasks.groupby(["task", "stream"], sort=False):
         norm = mean_and_interval(own["norm"])
@@ -187,7 +204,7 @@ def _unique_names(records: Sequence[CellRecord]) -> dict[str, list[str]]:
     return unique
 
 
-def _over_seeds(embedded: Sequence[EmbeddedTask], matrix: Matrix) -> tuple[Matrix, Matrix]:
+def _over_seeds(embedded: Sequence[EmbeddedTask], matrix: Matrix) -> tuple[Matrix, Numbers]:
     """Return the mean of each distance within the seeds, shape (tasks, tasks), and the number of seeds behind it."""
     tasks, count = _numbers([one.task for one in embedded])
     seeds = np.array([one.seed for one in embedded])
@@ -202,7 +219,7 @@ def _over_seeds(embedded: Sequence[EmbeddedTask], matrix: Matrix) -> tuple[Matri
     return mean, n
 
 
-def _retrieved(embedded: Sequence[EmbeddedTask], matrix: Matrix) -> tuple[Matrix, Matrix]:
+def _retrieved(embedded: Sequence[EmbeddedTask], matrix: Matrix) -> tuple[Numbers, Matrix]:
     """Return, of each embedding whose task another seed embedded too, whether it was found, and the odds by chance."""
     tasks, _ = _numbers([one.task for one in embedded])
     seeds = np.array([one.seed for one in embedded])
@@ -214,7 +231,7 @@ def _retrieved(embedded: Sequence[EmbeddedTask], matrix: Matrix) -> tuple[Matrix
     return hits[asked], same_task[asked].sum(axis=1) / candidate[asked].sum(axis=1)
 
 
-def _numbers(names: Sequence[str]) -> tuple[Matrix, int]:
+def _numbers(names: Sequence[str]) -> tuple[Numbers, int]:
     """Return names as numbers from 0, in the order in which they come first, and how many there are."""
     numbers, unique = pd.factorize(np.array(names, dtype=object))
     return numbers, len(unique)
