@@ -12,13 +12,9 @@ from matplotlib.figure import Figure
 from mas.experiments.report.drawing import blank, colour, png
 
 DOCS = Path("docs/task2vec")
-SHOWN = (
-    "cosine",
-    "normalized_cosine",
-    "kl",
-    "jensen_shannon",
-    "correlation",
-)  # "asymmetric" retrieves as "cosine" does
+GROUPS = {"all": "MNIST and Fashion-MNIST", "ids": "Tiny-ImageNet, by id", "tree": "Tiny-ImageNet, by the tree"}
+# "asymmetric" is left out: it retrieves as "cosine" does
+SHOWN = ("cosine", "normalized_cosine", "kl", "jensen_shannon", "correlation")
 
 
 def draw_retrieval(table: pd.DataFrame) -> Figure:
@@ -27,9 +23,9 @@ def draw_retrieval(table: pd.DataFrame) -> Figure:
     Args:
         table: rows of ``retrieval.csv`` of one estimator.
     """
-    groups = list(table.groupby(["title"], sort=False))
+    groups = list(table.groupby("stream", sort=False))
     figure, panels = blank(4.0 * len(groups), 3.6, columns=len(groups))
-    for axes, ((title,), own) in zip(panels, groups, strict=True):
+    for axes, (stream, own) in zip(panels, groups, strict=True):
         for number, distance in enumerate(SHOWN):
             line = own[own["distance"] == distance].sort_values("per_class")
             below, above = line["share"] - line["share_low"], line["share_high"] - line["share"]
@@ -38,9 +34,8 @@ def draw_retrieval(table: pd.DataFrame) -> Figure:
             style = {"marker": "o", "ms": 4, "capsize": 2, "color": colour(number), "label": distance}
             axes.errorbar(place, 100 * line["share"], bars, **style)
         axes.axhline(95, color="0.5", linestyle=":")
-        axes.set(
-            title=f"{title}: {own['tasks'].iloc[0]} tasks", xlabel="images of each class", xscale="log", ylim=(0, 103)
-        )
+        heading = f"{GROUPS[str(stream)]}: {own['tasks'].iloc[0]} tasks"
+        axes.set(title=heading, xlabel="images of each class", xscale="log", ylim=(0, 103))
         ticks = sorted(own["per_class"].unique())
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
@@ -70,9 +65,23 @@ def draw_semantics(pairs: pd.DataFrame, correlations: dict[str, str]) -> Figure:
 
 def main() -> None:
     """Draw every figure."""
-    retrieval = pd.read_csv(DOCS / "retrieval.csv")
-    shown = retrieval[retrieval["labels"].eq("hutchinson") & retrieval["title"].notna()]
-    (DOCS / "retrieval.png").write_bytes(png(draw_retrieval(shown)))
+    pairs = pd.read_csv(DOCS / "pairs.csv")
+    correlations = pd.read_csv(DOCS / "semantics.csv")
+    (DOCS / "semantics.png").write_bytes(png(draw_semantics(pairs, _titles(correlations))))
+    tables = [pd.read_csv(DOCS / f"retrieval_{name}.csv") for name in ("mnist_fashion", "tiny_imagenet")]
+    together, apart = tables[0]["stream"].eq("all"), tables[1]["stream"].ne("all")
+    shown = pd.concat([tables[0][together], tables[1][apart]])
+    drawn = draw_retrieval(shown[shown["labels"].eq("hutchinson")])
+    (DOCS / "retrieval.png").write_bytes(png(drawn))
+
+
+def _titles(correlations: pd.DataFrame) -> dict[str, str]:
+    """Return by the stream its correlation with the number of steps, in words."""
+    kept = (
+        correlations["classes"].eq("all") & correlations["semantic"].eq("path") & correlations["distance"].eq("cosine")
+    )
+    rows = correlations[kept].itertuples()
+    return {row.stream: f"ρ = {row.rho:.2f} [{row.rho_low:.2f}, {row.rho_high:.2f}]" for row in rows}
 
 
 if __name__ == "__main__":
