@@ -30,6 +30,7 @@ from mas.benchmarks.images import Images, Pair, Transform
 from mas.benchmarks.names import class_names, class_set_name, dataset_name
 
 Change = Literal["plain", "rotated", "permuted", "inverted"]
+ALL_CHANGES: list[Change] = ["plain", "rotated", "permuted", "inverted"]
 
 
 def one_vs_rest(
@@ -109,7 +110,7 @@ def mixture(
     experiences: Count = 5,
     *,
     classes: Count = 2,
-    changes: Annotated[Sequence[Change], MinLen(1)] = ("plain", "rotated", "permuted", "inverted"),
+    changes: Annotated[list[Change], MinLen(1)] = ALL_CHANGES,
     train: Count | None = None,
     test: Count | None = None,
     size: Count | None = None,
@@ -127,8 +128,9 @@ def mixture(
         experiences: their number.
         classes: number of classes in each experience. No class of a data set comes twice while there are
             others left.
-        changes: to draw from. "plain" is none; "rotated" turns the images counterclockwise by 30 to 180
-            degrees; "permuted" moves the pixels; "inverted" shows light for dark.
+        changes: to draw from, by default all. "plain" is none; "rotated" turns the images counterclockwise by
+            30 to 180 degrees; "permuted" moves the pixels, the same way in training and test; "inverted" shows
+            light for dark.
         train, test: numbers of images in each experience, evenly over its classes; by default all.
         size: as for `sequence`.
         scenario: as for `permuted`.

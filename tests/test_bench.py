@@ -38,6 +38,8 @@ def test_a_quick_run_fills_every_table(tmp_path):
     assert {row["tasks"] for row in results["step"]["cpu"]} == {1, 3}
     assert [row["way"] for row in results["data"]["cpu"]][:2] == ["bare loop", "here"]
     assert all(row["mb"] >= 0 for row in results["memory"]["cpu"])
+    ways = {row["way"]: row["target"] for row in results["task2vec"]["cpu"]}
+    assert ways == {"plain pass": None, "embedding, Hutchinson": 1.6, "features and head": None}
 
 
 def test_ratios_are_to_the_first_way(monkeypatch):

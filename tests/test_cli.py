@@ -141,7 +141,7 @@ def test_report_makes_it_anew(here):
 def test_report_needs_no_data(here, monkeypatch):
     mas("run", "small.yaml", "--workers", "1", "--output", "here")
     monkeypatch.setattr("mas.benchmarks.datasets.load_dataset", lambda spec: pytest.fail("read the data"))
-    monkeypatch.setattr("mas.benchmarks.streams.load_dataset", lambda spec: pytest.fail("read the data"))
+    monkeypatch.setattr("mas.benchmarks.building.load_dataset", lambda spec: pytest.fail("read the data"))
     assert mas("report", "here").exit_code == 0
 
 

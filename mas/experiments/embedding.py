@@ -56,7 +56,7 @@ def task_batches(
     batches = []
     for indices in chosen.split(options.batch_size):
         x, y, *_ = _fetch(data, indices)
-        batches.append((_in_shape(x, shape).to(options.device), y.to(options.device)))
+        batches.append((in_shape(x, shape).to(options.device), y.to(options.device)))
     return batches
 
 
@@ -111,7 +111,7 @@ def _fetch(data: Data, indices: Tensor) -> list[Tensor]:
     return [torch.stack([x for x, *_ in samples]), torch.tensor([int(y) for _, y, *_ in samples])]
 
 
-def _in_shape(x: Tensor, shape: Shape) -> Tensor:
+def in_shape(x: Tensor, shape: Shape) -> Tensor:
     """Return images, shape (N, C, H, W), with the channels and the size that a probe network takes."""
     channels, *size = shape
     if list(x.shape[2:]) != size:

@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def load_embeddings(path: str | Path) -> list[TaskEmbedding]:
     try:
         with np.load(file, allow_pickle=False) as opened:
             arrays = {name: opened[name] for name in ("vectors", "scales", "task", *_FIELDS)}
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
         cause = " ".join(str(error).split())
         raise UserError(f"{file}: holds no embeddings ({cause}); give embeddings.npz of a task map") from None
     return [_embedding(arrays, row) for row in range(len(arrays["task"]))]

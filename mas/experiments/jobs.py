@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 
-from mas.experiments.cell import Cell, CellSettings, EmbeddingSettings, TrainingSettings
+from mas.experiments.cell import Cell, CellSettings, EmbeddingSettings, ExpertSettings, TrainingSettings
 from mas.experiments.embedding import embed_cell
+from mas.experiments.experts import measure_expert
 from mas.experiments.training import Trained, train_cell
 
 JOBS: dict[type[CellSettings], Callable[[Cell, bool], Trained]] = {
     TrainingSettings: train_cell,
     EmbeddingSettings: embed_cell,
+    ExpertSettings: measure_expert,
 }
 """Type of settings -> function of (cell, whether weights are kept)."""
 

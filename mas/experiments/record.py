@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
-from mas.experiments.cell import Cell, CellSettings, EmbeddingSettings, TrainingSettings
+from mas.experiments.cell import Cell, CellSettings, EmbeddingSettings, ExpertSettings, TrainingSettings
 from mas.forgetting import forgetting_scores
 from mas.task2vec import TaskEmbedding
 
@@ -170,6 +170,10 @@ def _settings(data: Any) -> CellSettings:
     return _SETTINGS[job].model_validate(data)
 
 
-_SETTINGS: dict[str, type[CellSettings]] = {"training": TrainingSettings, "embedding": EmbeddingSettings}
+_SETTINGS: dict[str, type[CellSettings]] = {
+    "training": TrainingSettings,
+    "embedding": EmbeddingSettings,
+    "experts": ExpertSettings,
+}
 _OUTCOMES: TypeAdapter[Outcome] = TypeAdapter(Outcome)
 _OUTCOME_KEYS: list[Any] = [f.name for f in fields(Outcome)]

@@ -22,8 +22,8 @@ def cosine_distance(a: TaskEmbedding, b: TaskEmbedding) -> float:
     """Return d_sym: the cosine distance of h_a / (h_a + h_b) and h_b / (h_a + h_b), from 0 to 1.
 
     The paper's formula has F in the place of h = F + β/λ². Its ratio F_a / (F_a + F_b) is noise where neither
-    task uses a filter; with h it is ½ there. As β → 0 this is the paper's formula; filters of h = 0
-    in both are left out.
+    task uses a filter; with h it is ½ there. As β → 0 this is the paper's formula, with ½ for a filter of F = 0
+    in both tasks. Filters of h = 0 in both are left out.
 
     Raises:
         ValueError: the embeddings cannot be compared: another probe, or another β.
@@ -32,7 +32,7 @@ def cosine_distance(a: TaskEmbedding, b: TaskEmbedding) -> float:
 
     >>> a, b = (TaskEmbedding(torch.tensor([f, 1.0]), torch.tensor([0.5, 0.5]), "probe") for f in (1.0, 3.0))
     >>> round(cosine_distance(a, b), 4)
-    0.1056
+    0.0829
     """
     x, y = _precisions(a, b)
     total = (x + y).clamp_min(_TINY)
@@ -56,7 +56,8 @@ def asymmetric_distance(a: TaskEmbedding, b: TaskEmbedding, *, alpha: float = AL
 def normalized_cosine_distance(a: TaskEmbedding, b: TaskEmbedding) -> float:
     """Return the cosine distance of the posteriors' variances in units of the prior's, (β/λ²) / h, from 0 to 1.
 
-    A filter that a task does not use has 1, so that the tasks are compared by what they leave free.
+    A filter that a task does not use has 1, so that the tasks are compared by what they leave free. Take a large β,
+    near the λ²F of the filters that count: with a small one, all filters in use are near 0 and alike.
 
     Raises:
         ValueError: as `cosine_distance`.
@@ -88,12 +89,14 @@ def jensen_shannon(a: TaskEmbedding, b: TaskEmbedding) -> float:
     Source: ``jsd`` in the code of Achille et al. (aws-cv-task2vec), which is the mean over filters.
     """
     x, y = _precisions(a, b)
-    middle = 2 / (1 / x + 1 / y)
-    return (_divergence(middle / x) + _divergence(middle / y)) / 2
+    # with the variances 1/x, 1/y and their mean, the two divergences sum up to this
+    return float(0.25 * ((x + y).square() / (4 * x * y)).log().sum())
 
 
 def correlation_distance(a: TaskEmbedding, b: TaskEmbedding) -> float:
     """Return 1 minus the Pearson correlation of the posteriors' variances 1/h over filters, from 0 to 2.
+
+    As with `normalized_cosine_distance`, filters that a task does not use count most.
 
     Raises:
         ValueError: as `cosine_distance`.

@@ -9,8 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BETA = 1e-6
-"""Default weight of the prior in `mas.embed`."""
+BETA = 1e-9
+"""Default weight of the prior in `mas.embed`, in nats.
+
+Chosen on scikit-learn's digits with small CNNs of width 32 and 8, trained on the ten digits for 5 epochs, and the
+45 pairs of digits as tasks. At 1e-9 the scale is below F in 55 % and 87 % of the filters (F > 0 in 81 % and
+88 %). A pair's embedding from one half of its images is nearest to that of the other half for 87 % and 69 % of
+the pairs; without a prior (β → 0) for 89 % and 69 %, at 1e-6 for 56 % and 67 %. A smaller β pushes the
+distance from the trivial task to its upper end for all tasks: the range over the pairs is 0.12 to
+0.63 (width 32) at 1e-9, 0.50 to 0.75 at 1e-11.
+"""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mas.batches import Batch, Forward, labels_of, with_samples
+from mas.finite import check_finite
 from mas.importance import last_layer
 from mas.state import preserving_state
 
@@ -48,7 +49,9 @@ def features_of(body: nn.Module, head: str, batches: Sequence[Batch], run: Forwa
         raise ValueError(f"head is {head!r}, which the forward pass does not call; give the name of the last layer")
     if any(part.ndim != 2 for part in found):
         raise ValueError(f"the input of {head!r} has shape {tuple(found[0].shape)}; a head needs (N, features)")
-    return torch.cat(found)
+    features = torch.cat(found)
+    check_finite(features, f"the input of {head!r}")
+    return features
 
 
 def class_numbers(batches: Sequence[Batch], classes: int | None = None) -> tuple[Tensor, Tensor]:
@@ -103,6 +106,8 @@ def fit_head(features: Tensor, y: Tensor, classes: int, weight_decay: float) -> 
     """
     if not weight_decay > 0:
         raise ValueError(f"weight_decay is {weight_decay}; give a number above 0")
+    if len(features) != len(y):
+        raise ValueError(f"the batches have {len(features)} samples and {len(y)} labels; give each sample one label")
     head = zero_head(features.shape[1], classes, device=features.device)
     optimizer = torch.optim.LBFGS(
         head.parameters(),

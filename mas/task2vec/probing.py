@@ -60,9 +60,9 @@ def embed(
             and "hutchinson": as for `mas.fisher_importance`. "variational": noise of standard
             deviation σ on each filter's weights, σ fitted to mean NLL + β KL; F = β/σ² − β/λ².
         beta: β, the weight of the prior N(0, λ²) of a layer's weights, λ² their mean square. It sets the
-            precision β/λ² that a filter has without a task, see `TaskEmbedding`: filters with F far
-            below it count as unused in every distance. The default suits mean NLL in nats
-            and networks with common initial weights.
+            precision β/λ² that a filter has without a task, see `TaskEmbedding`. Filters with F far
+            below it count as unused in every distance; with a large β all tasks look trivial.
+            The default was chosen on digits, see `mas.task2vec.BETA`.
         classes: the number of classes, if the labels are to be held against it.
         weight_decay: of the head, above 0: keeps the fit finite where classes are separable.
         steps: of Adam, for "variational" alone; each is two forward and backward passes of a batch.

@@ -12,6 +12,10 @@ from mas.task2vec.embedding import TaskEmbedding
 def complexity(embedding: TaskEmbedding) -> float:
     """Return d_sym(e, t₀), from 0 to 1: how far a task is from the trivial one.
 
+    It is 0 for F = 0, and grows while more filters have an F above the prior's β/λ². A cosine compares
+    directions: it is 0 also where F is the same multiple of β/λ² in every filter, and levels off where F is far
+    above β/λ² in all of them.
+
     Source: Achille et al. 2019, Task2Vec (ICCV).
     """
     return cosine_distance(embedding, embedding.trivial())
@@ -49,7 +53,7 @@ def least_typical_order(embeddings: Sequence[TaskEmbedding], *, distance: str = 
     Raises:
         ValueError: as `distance_matrix`.
     """
-    matrix = distance_matrix(embeddings, distance)
+    matrix = distance_matrix(embeddings, distance).reshape(len(embeddings), len(embeddings))
     mean_distances = _off_diagonal_means(matrix + matrix.T)
     return mean_distances.argsort(descending=True, stable=True).tolist()
 
@@ -57,6 +61,4 @@ def least_typical_order(embeddings: Sequence[TaskEmbedding], *, distance: str = 
 def _off_diagonal_means(matrix: Tensor) -> Tensor:
     """Return the mean of each row without its entry on the diagonal, shape (tasks,)."""
     others = max(len(matrix) - 1, 1)
-    without_diagonal = matrix.reshape(len(matrix), -1).clone()
-    without_diagonal.fill_diagonal_(0)
-    return without_diagonal.sum(1) / others
+    return (matrix - matrix.diag().diag()).sum(1) / others

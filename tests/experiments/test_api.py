@@ -237,7 +237,7 @@ class TestWhatARunHas:
 
     def test_loading_trains_nothing_and_reads_no_data(self, done, monkeypatch):
         monkeypatch.setattr("mas.experiments.runner.run_cell", lambda cell, keep: pytest.fail("trained"))
-        monkeypatch.setattr("mas.benchmarks.streams.load_dataset", lambda spec: pytest.fail("read the data"))
+        monkeypatch.setattr("mas.benchmarks.building.load_dataset", lambda spec: pytest.fail("read the data"))
         loaded = experiments.load(done.folder)
         assert isinstance(loaded, Run)
         assert loaded.config.plain() == done.config.plain()

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from tools.bench import data, importance, memory, step
+from tools.bench import data, importance, memory, step, task2vec
 from tools.bench.page import page
 from tools.bench.workloads import QUICK, STEPS, WORKLOADS
 
-TABLES = ("importance", "step", "data", "memory")
+TABLES = ("importance", "step", "data", "memory", "task2vec")
 DATA = "MLP 784-400-400-10"
 Table = Callable[[str], Iterable[dict[str, Any]]]
 
@@ -55,6 +55,7 @@ def _whole(repeats: int) -> dict[str, Table]:
         "step": lambda d: step.measure(STEPS, (1, 5, 10, 20), repeats, d),
         "data": lambda d: data.measure(DATA, STEPS[DATA], 12_000, repeats, d),
         "memory": lambda d: memory.measure(list(WORKLOADS)[:3], (16, 64, 128), d),
+        "task2vec": lambda d: task2vec.measure({"ResNet-18": WORKLOADS["ResNet-18"]}, repeats, d),
     }
 
 
@@ -64,6 +65,7 @@ def _quick(repeats: int) -> dict[str, Table]:
         "step": lambda d: step.measure(QUICK, (1, 3), repeats, d),
         "data": lambda d: data.measure(DATA, STEPS[DATA], 256, repeats, d),
         "memory": lambda d: memory.measure(list(QUICK)[:1], (2, 4), d),
+        "task2vec": lambda d: task2vec.measure(QUICK, repeats, d),
     }
 
 

@@ -15,6 +15,7 @@ def page(results: dict[str, Any]) -> str:
     parts += [_steps(device, rows) for device, rows in results["step"].items()]
     parts += [_data(device, rows) for device, rows in results["data"].items()]
     parts += [_memory(device, rows) for device, rows in results["memory"].items()]
+    parts += [_task2vec(device, rows) for device, rows in results.get("task2vec", {}).items()]  # newer than some files
     return "".join(parts)
 
 
@@ -74,6 +75,15 @@ def _memory(device: str, rows: list[Row]) -> str:
     return _MEMORY.format(device=device.upper()) + table(("model", "what", *(f"batch {n}" for n in sizes)), lines)
 
 
+def _task2vec(device: str, rows: list[Row]) -> str:
+    lines = [
+        (row["case"], row["way"], f"{row['ms']:.0f}", _ratio(row), f"≤ {row['target']}" if row["target"] else "")
+        for row in rows
+    ]
+    head = _TASK2VEC.format(device=device.upper())
+    return head + table(("model", "what", "ms", "÷ plain pass (min–max)", "target"), lines)
+
+
 def _ratio(row: Row) -> str:
     return f"{row['ratio']:.2f} ({row['low']:.2f}–{row['high']:.2f})" if "ratio" in row else "–"
 
@@ -124,5 +134,13 @@ _MEMORY = """
 
 MB above what the same pass took for one sample. A plain pass keeps its activations, so it grows
 with the batch; importance frees them layer by layer too, and adds a bounded number of bytes.
+
+"""
+_TASK2VEC = """
+## Task2Vec embedding of a task ÷ one plain forward and backward epoch, {device}
+
+Over the same images, fewer than a task has: both sides grow with their number alike. The Fisher information of the
+filters by Hutchinson's estimator, with a head that is fitted already; apart from it, the features' forward
+pass and the fit of the head.
 
 """
