@@ -10,9 +10,9 @@ import yaml
 
 from mas.experiments.embedding_file import EmbeddedTask
 from mas.experiments.kinds.task_map.config import LABELLED_STREAMS, TaskMap
-from mas.task2vec import TaskEmbedding, cosine_distance
+from mas.task2vec import TaskEmbedding, cosine_distance, embed
 from tools.semantics import path_distance, read_paths, tree_order
-from tools.task_maps import PATHS, EmbeddedRun, classes_of_tasks, retrieval, stability
+from tools.task_maps import PATHS, EmbeddedRun, classes_of_tasks, retrieval, stability, with_beta
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -102,3 +102,14 @@ def test_the_config_has_the_classes_in_the_order_of_the_tree():
     within = [path_distance(paths[a].chain, paths[b].chain) for a, b in pairwise(order)]
     by_id = [path_distance(a.chain, b.chain) for a, b in pairwise(paths)]
     assert np.mean(within) < np.mean(by_id)
+
+
+def test_another_beta_is_that_of_embedding_with_it():
+    probe = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3)).double()
+    generator = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(12, 4, generator=generator, dtype=torch.float64), torch.arange(12) % 3)]
+    found = with_beta(embed(probe, batches, beta=1e-3), 1e-5)
+    expected = embed(probe, batches, beta=1e-5)
+    assert found.beta == expected.beta
+    torch.testing.assert_close(found.vector, expected.vector, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.scale, expected.scale, rtol=1e-12, atol=0)

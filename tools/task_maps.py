@@ -6,7 +6,7 @@ Usage: python -m tools.task_maps {retrieval,stability,semantics,pairs} RUN_FOLDE
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class EmbeddedRun:
     """A run, and the embeddings of each of its groups of tasks."""
 
     folder: Path
+    beta: float | None = None  # in place of the run's own: Fisher information does not depend on it
 
     @cached_property
     def config(self) -> TaskMap:
@@ -60,7 +61,10 @@ class EmbeddedRun:
     @cached_property
     def embedded(self) -> list[EmbeddedTask]:
         """Every embedding."""
-        return embedded_tasks(load(self.folder).outcomes.records)
+        found = embedded_tasks(load(self.folder).outcomes.records)
+        if self.beta is None:
+            return found
+        return [replace(one, embedding=with_beta(one.embedding, self.beta)) for one in found]
 
     @property
     def images_per_class(self) -> int:
@@ -89,8 +93,14 @@ class EmbeddedRun:
             "stream": "all" if stream is None else stream,
             "data": options.data,
             "labels": options.labels,
+            "beta": options.beta if self.beta is None else self.beta,
             "per_class": self.images_per_class,
         }
+
+
+def with_beta(embedding: TaskEmbedding, beta: float) -> TaskEmbedding:
+    """Return an embedding by a Fisher estimator with another weight of the prior: its scale β/λ² is proportional."""
+    return replace(embedding, beta=beta, scale=embedding.scale * (beta / embedding.beta))
 
 
 def retrieval(run: EmbeddedRun) -> Iterator[dict[str, Any]]:
@@ -257,8 +267,9 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_FOLDER")
     parser.add_argument("--output", type=Path, required=True, metavar="TABLE.csv")
     parser.add_argument("--resamples", type=int, default=1999, help="of tests and intervals of correlations")
+    parser.add_argument("--beta", type=float, nargs="*", help="weights of the prior in place of the runs' own")
     asked = parser.parse_args()
-    runs = [EmbeddedRun(folder) for folder in asked.runs]
+    runs = [EmbeddedRun(folder, beta) for beta in asked.beta or [None] for folder in asked.runs]
     rows: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "retrieval": lambda: [row for run in runs for row in retrieval(run)],
         "stability": lambda: list(stability(runs)),
