@@ -162,7 +162,8 @@ def image_folder(
     """Your own images: a folder or zip with a folder for each class, or train and test (val) folders of them.
 
     Args:
-        path: of the folder or zip, relative to the data root unless absolute.
+        path: of the folder or zip, relative to the data root unless absolute. Train and test folders may
+            lie in a folder of the zip's own name.
         test: the same for the test images, if they are stored apart.
         split_file: a text file with lines ``<class>/<file> train`` or ``<class>/<file> test``; used if
             neither folders nor ``test`` separate the test images.
@@ -324,10 +325,12 @@ def _find_trees(root: Path, test: str | None, split_file: str | None) -> tuple[I
         return _divide(_find_tree(root, ""), _resolve(split_file))
     if test:
         return _find_tree(root, "train", ""), _find_tree(_resolve(test), *_TEST_FOLDERS, "")
-    test_tree = find_tree(root, *_TEST_FOLDERS)
-    if test_tree is None:
-        return _find_tree(root, "train", ""), None
-    return _find_tree(root, "train"), test_tree
+    for outer in ("", f"{root.stem}/"):  # a zip may hold all in a folder of its own name
+        test_folders = [f"{outer}{name}" for name in _TEST_FOLDERS]
+        test_tree = find_tree(root, *test_folders)
+        if test_tree is not None:
+            return _find_tree(root, f"{outer}train"), test_tree
+    return _find_tree(root, "train", ""), None
 
 
 def _find_tree(root: Path, *inside: str) -> ImageTree:

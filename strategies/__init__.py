@@ -8,7 +8,18 @@ if __name__ != "mas.strategies":
         f"import mas.strategies, not {__name__}: under two names there would be two copies of every class"
     )
 
-from mas.strategies.baselines import AGEM, GEM, Cumulative, DERpp, GEMPlugin, LwF, LwFPlugin, Replay
+from mas.strategies.baselines import (
+    AGEM,
+    GEM,
+    Cumulative,
+    DERpp,
+    FromScratch,
+    FromScratchPlugin,
+    GEMPlugin,
+    LwF,
+    LwFPlugin,
+    Replay,
+)
 from mas.strategies.measured_data import DataName
 from mas.strategies.plugins import (
     EWCPlugin,
@@ -35,6 +46,7 @@ STRATEGIES = {
     "rwalk": RWalk,
     "l2": L2,
     "random": Random,
+    "from_scratch": FromScratch,
     "cumulative": Cumulative,
     "lwf": LwF,
     "replay": Replay,
@@ -57,6 +69,8 @@ __all__ = [
     "DERpp",
     "DataName",
     "EWCPlugin",
+    "FromScratch",
+    "FromScratchPlugin",
     "GEMPlugin",
     "ImportancePlugin",
     "Joint",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mas.annotations import Count, Fraction, NonNegative, Positive
-from mas.strategies.baselines import GEMPlugin, LwFPlugin
+from mas.strategies.baselines import FromScratchPlugin, GEMPlugin, LwFPlugin
 from mas.strategies.measured_data import Data, DataName
 from mas.strategies.plugins import (
     EWCPlugin,
@@ -251,6 +251,24 @@ class Random(Naive):
         max_samples: Count | None = None,
     ) -> None: ...
 
+class FromScratch(Naive):
+    """From scratch: learn each experience from the initial weights, as if it were the first: no transfer."""
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        criterion: Callable[..., Tensor] = ...,
+        *,
+        train_mb_size: int = 1,
+        train_epochs: int = 1,
+        eval_mb_size: int | None = 1,
+        device: str | torch.device = "cpu",
+        plugins: Sequence[BasePlugin] | None = None,
+        evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] = ...,
+        eval_every: int = -1,
+        peval_mode: Literal["epoch", "iteration"] = "epoch",
+    ) -> None: ...
+
 class Cumulative(SupervisedTemplate):
     """Train on all data so far in each experience, from the weights of the one before: a ceiling."""
     def __init__(
@@ -384,6 +402,8 @@ __all__ = [
     "DERpp",
     "DataName",
     "EWCPlugin",
+    "FromScratch",
+    "FromScratchPlugin",
     "GEMPlugin",
     "ImportancePlugin",
     "Joint",

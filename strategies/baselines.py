@@ -1,12 +1,14 @@
 """Avalanche's own methods, for comparison with ours; broken ones are repaired."""
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import torch
 from avalanche.benchmarks.utils.data_loader import GroupBalancedInfiniteDataLoader
 from avalanche.models import DynamicModule, MultiTaskModule
-from avalanche.training.plugins import AGEMPlugin, ReplayPlugin
+from avalanche.models.utils import avalanche_model_adaptation
+from avalanche.training.plugins import AGEMPlugin, ReplayPlugin, SupervisedPlugin
 from avalanche.training.plugins import GEMPlugin as AvalancheGEMPlugin
 from avalanche.training.plugins import LwFPlugin as AvalancheLwFPlugin
 from avalanche.training.supervised import Cumulative as AvalancheCumulative
@@ -68,6 +70,33 @@ class GEMPlugin(AvalancheGEMPlugin):
         return projected.to(g.dtype)
 
 
+class FromScratchPlugin(SupervisedPlugin[SupervisedTemplate]):
+    """Before each experience, set the network back to its initial weights, and forget the optimizer's state.
+
+    Buffers, such as the statistics of BatchNorm, are set back too. A part of the network that is added
+    for an experience, such as a head, has its own initial weights.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.untrained: nn.Module | None = None  # grows as the network does, and is never trained
+
+    def before_training_exp(self, strategy: SupervisedTemplate, *args: object, **kwargs: object) -> None:
+        """Set network and optimizer back."""
+        if self.untrained is None:
+            self.untrained = deepcopy(strategy.model)
+        else:
+            _adapt_without_draws(self.untrained, strategy.experience)
+        strategy.model.load_state_dict(self.untrained.state_dict())
+        strategy.make_optimizer(reset_optimizer_state=True)
+
+
+def _adapt_without_draws(model: nn.Module, experience: Any) -> None:
+    """Add to a model what an experience needs; the global random stream is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        avalanche_model_adaptation(model.train(), experience)
+
+
 class _AGEMPlugin(AGEMPlugin):
     def __init__(self, patterns_per_experience: Count = 100, sample_size: Count = 64):
         super().__init__(patterns_per_experience, sample_size)
@@ -85,6 +114,13 @@ class _AGEMPlugin(AGEMPlugin):
 class _ReplayPlugin(ReplayPlugin):
     def __init__(self, mem_size: Count = 200):
         super().__init__(mem_size)
+
+
+@as_avalanche
+class FromScratch(Naive):
+    """From scratch: learn each experience from the initial weights, as if it were the first: no transfer."""
+
+    __init__ = on_plugin(FromScratchPlugin)
 
 
 @as_avalanche

@@ -5,11 +5,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from avalanche.training.plugins import EvaluationPlugin
+from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
 from torch import nn
 
 from mas.benchmarks import split
-from mas.strategies import STRATEGIES, DERpp, GEMPlugin, LwF, LwFPlugin
+from mas.strategies import STRATEGIES, DERpp, FromScratch, GEMPlugin, LwF, LwFPlugin, Naive
 from tests.building import built_mlp
 
 BASELINES = ["cumulative", "lwf", "replay", "gem", "agem", "der++"]
@@ -104,3 +105,88 @@ def test_der_takes_the_options_that_it_names():
     strategy = build("der++", split("digits", experiences=2), mem_size=50, alpha=0.3, beta=0.7, batch_size_mem=8)
     assert isinstance(strategy, DERpp)
     assert (strategy.mem_size, strategy.alpha, strategy.beta, strategy.batch_size_mem) == (50, 0.3, 0.7, 8)
+
+
+def network(outputs=5):
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, outputs))
+
+
+def trained(strategy, model, experiences, *, momentum=0.9, **options):
+    """Return the state of a network that learned experiences; the global random stream begins anew with each."""
+    made = strategy(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum),
+        train_mb_size=32,
+        evaluator=EvaluationPlugin(),
+    )
+    for experience in experiences:
+        torch.manual_seed(5)
+        made.train(experience, **options)
+    return {name: value.detach().clone() for name, value in made.model.state_dict().items()}
+
+
+def assert_same_state(a, b):
+    assert a.keys() == b.keys()
+    assert all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def test_from_scratch_is_naive_in_the_first_experience():
+    first = split("digits", experiences=2).train_stream[0]
+    assert_same_state(trained(FromScratch, network(), [first]), trained(Naive, network(), [first]))
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_from_scratch_learns_each_experience_as_if_it_were_the_first(reset):
+    """Weights, BatchNorm's statistics, and an optimizer with momentum that Avalanche is not told to reset."""
+    first, second = split("digits", experiences=2).train_stream
+    alone = trained(FromScratch, network(), [second])
+    after_another = trained(FromScratch, network(), [first, second], reset_optimizer_state=reset)
+    assert_same_state(after_another, alone)
+    assert not torch.equal(trained(Naive, network(), [first, second])["1.weight"], alone["1.weight"])
+
+
+@pytest.mark.parametrize("scenario", ["task", "class"])
+def test_from_scratch_sets_heads_back(scenario):
+    """Heads of tasks, and a head that grows: what the second experience does not train is as it was at first."""
+    first, second = split("digits", experiences=2, scenario=scenario, class_order="fixed").train_stream
+    torch.manual_seed(3)
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU())
+    heads = MultiHeadClassifier(8, masking=False)
+    own = WithHeads(layers, heads) if scenario == "task" else WithHead(layers, IncrementalClassifier(8))
+    body = {name: value.clone() for name, value in own.body.state_dict().items()}
+    seen = []
+
+    class Look(SupervisedPlugin):
+        def before_training_epoch(self, strategy, **kwargs):
+            seen.append({name: value.clone() for name, value in strategy.model.state_dict().items()})
+
+    made = FromScratch(
+        own, torch.optim.SGD(own.parameters(), lr=0.1), plugins=[Look()], train_mb_size=32, evaluator=EvaluationPlugin()
+    )
+    made.train(first)
+    made.train(second)
+    start, again = seen
+    assert all(torch.equal(again[f"body.{name}"], value) for name, value in body.items())
+    for name, value in start.items():
+        if name.endswith(("weight", "bias")):
+            assert torch.equal(again[name][: len(value)], value), name
+    assert again.keys() >= start.keys()
+
+
+class WithHead(nn.Module):
+    def __init__(self, body, head):
+        super().__init__()
+        self.body, self.head = body, head
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+class WithHeads(MultiTaskModule):
+    def __init__(self, body, head):
+        super().__init__()
+        self.body, self.head = body, head
+
+    def forward(self, x, task_labels):
+        return self.head(self.body(x), task_labels)

@@ -250,6 +250,12 @@ class TestImageFolder:
         for images in self.load(path=path):
             assert self.colours(images) == [(0, 0, 0), (0, 0, 1), (0, 0, 2), (1, 40, 0), (1, 40, 1)]
 
+    def test_train_and_test_folders_in_a_folder_of_the_zips_own_name(self):
+        make_folder(self.root / "a", {"x": 3, "y": 2})
+        path = shutil.make_archive(str(self.root / "a"), "zip", self.root, "a")
+        train, test = self.load(path=path)
+        assert self.colours(train) == self.colours(test) == [(0, 0, 0), (0, 0, 1), (0, 0, 2), (1, 40, 0), (1, 40, 1)]
+
     def test_test_images_in_another_folder(self):
         make_folder(self.root / "a", {"x": 3, "y": 2}, apart=False)
         make_folder(self.root / "b", {"x": 1, "y": 1}, apart=False, shade=100)

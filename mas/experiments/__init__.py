@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mas.experiments.api import Run as Run
     from mas.experiments.api import load as load
     from mas.experiments.api import run as run
+    from mas.experiments.embedding_file import load_embeddings as load_embeddings
     from mas.experiments.errors import UserError as UserError
     from mas.experiments.runner import CellEnded as CellEnded
     from mas.experiments.runner import Started as Started
@@ -25,6 +26,7 @@ _HOME = {
     "run": "mas.experiments.api",
     "load": "mas.experiments.api",
     "Run": "mas.experiments.api",
+    "load_embeddings": "mas.experiments.embedding_file",
     "Started": "mas.experiments.runner",
     "CellEnded": "mas.experiments.runner",
     "UserError": "mas.experiments.errors",

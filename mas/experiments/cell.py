@@ -9,6 +9,7 @@ from pydantic import Field
 
 from mas.annotations import NonNegativeInt
 from mas.experiments.config.embedding import EmbeddingOptions, ProbeNetwork
+from mas.experiments.config.experts import TransferOptions
 from mas.experiments.config.schema import (
     AnyModel,
     AnyProbe,
@@ -109,6 +110,20 @@ class EmbeddingSettings(CellSettings):
     def _distinguishing(self) -> dict[str, Any]:
         stream = {"stream": self.benchmark.stream, **self.benchmark.arguments()}
         return {**stream, "labels": self.embedding.labels}
+
+
+class ExpertSettings(CellSettings):
+    """How one expert is trained, and adapted to each experience of a stream."""
+
+    job: Literal["experts"] = "experts"
+    probe_network: ProbeNetwork  # where the expert begins
+    expert: NonNegativeInt | None = None  # the experience it is trained on; None: the probe network as it is
+    training: CellTraining | None = None  # of the expert
+    transfer: TransferOptions
+    stream_seed: NonNegativeInt | None = None  # None: the stream is drawn from the cell's seed
+
+    def _distinguishing(self) -> dict[str, Any]:
+        return {"trained_on": "nothing more" if self.expert is None else self.expert}
 
 
 def settings_for(

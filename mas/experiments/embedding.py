@@ -1,7 +1,6 @@
 """Embed the experiences of a stream as tasks, by a probe network."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 
 import torch
@@ -21,6 +20,7 @@ from mas.experiments.seeds import stream_seed
 from mas.experiments.stopping import StoppedError, stop_requested
 from mas.experiments.training import Trained, as_cell
 from mas.task2vec import embed
+from mas.task2vec.variational import STEPS
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -34,15 +34,13 @@ def embed_cell(cell: Cell, keep_weights: bool = False, checkpoints: Checkpoints 
     if not isinstance(settings, EmbeddingSettings):
         raise TypeError(f"{cell.id} embeds nothing: its settings are {type(settings).__name__}")
     start = time.perf_counter()
-    outcome = Outcome()
+    outcome = _saved(checkpoints)
     with as_cell():
         try:
-            for embedding in _embed_all(settings, cell.seed, _saved(checkpoints)):
-                outcome.embeddings.append(embedding)
-                _save(checkpoints, outcome)
+            _embed_rest(settings, cell.seed, outcome, checkpoints)
         except BLOW_UPS as error:
             outcome.status, outcome.reason = "diverged", str(error)
-    outcome.seconds = round(time.perf_counter() - start, 3)
+    outcome.seconds = round(outcome.seconds + time.perf_counter() - start, 3)
     return Trained(outcome)
 
 
@@ -64,14 +62,19 @@ def task_batches(
     batches = []
     for indices in chosen.split(options.batch_size):
         x, y, *_ = _fetch(data, indices)
-        batches.append((_in_shape(x, shape).to(options.device), y.to(options.device)))
+        batches.append((in_shape(x, shape).to(options.device), y.to(options.device)))
     return batches
 
 
-def _saved(checkpoints: Checkpoints | None) -> list[EmbeddingRecord]:
+def experiences_of(benchmark: Benchmark, data: str) -> list[Experience]:
+    """Return the experiences whose images are embedded: those of the stream "train" or "test"."""
+    return list(benchmark.train_stream if data == "train" else benchmark.test_stream)
+
+
+def _saved(checkpoints: Checkpoints | None) -> Outcome:
     """Return what was embedded before the cell was stopped."""
     state = checkpoints.newest() if checkpoints else None
-    return outcome_from_plain(state).embeddings if state else []
+    return outcome_from_plain(state) if state else Outcome()
 
 
 def _save(checkpoints: Checkpoints | None, outcome: Outcome) -> None:
@@ -81,17 +84,16 @@ def _save(checkpoints: Checkpoints | None, outcome: Outcome) -> None:
         raise StoppedError
 
 
-def _embed_all(settings: EmbeddingSettings, seed: int, done: list[EmbeddingRecord]) -> Iterator[EmbeddingRecord]:
-    """Yield the embedding of each experience, those that are done first."""
-    yield from done
+def _embed_rest(settings: EmbeddingSettings, seed: int, outcome: Outcome, checkpoints: Checkpoints | None) -> None:
+    """Add the embeddings of the experiences that an outcome lacks, and the accuracy of the probe network."""
     stream = seed if settings.stream_seed is None else settings.stream_seed
     benchmark = draw_stream(settings.benchmark, stream)
     options = settings.embedding
-    experiences = list(_stream_of(benchmark, options.data))
-    probe, shape = probe_network(settings.probe_network, shape_of(benchmark))
+    experiences = experiences_of(benchmark, options.data)
+    probe, shape, outcome.probe_accuracy = probe_network(settings.probe_network, shape_of(benchmark))
     probe = probe.to(options.device)
     names = experience_names(benchmark)
-    for number in range(len(done), len(experiences)):
+    for number in range(len(outcome.embeddings), len(experiences)):
         embedding = embed(
             probe,
             task_batches(experiences[number], options, shape, seed=seed, number=number),
@@ -99,13 +101,11 @@ def _embed_all(settings: EmbeddingSettings, seed: int, done: list[EmbeddingRecor
             labels=options.labels,
             weight_decay=options.weight_decay,
             beta=options.beta,
+            steps=options.steps or STEPS,
             generator=torch.Generator(options.device).manual_seed(stream_seed(seed, "embedding", number)),
         )
-        yield EmbeddingRecord.of(embedding)
-
-
-def _stream_of(benchmark: Benchmark, data: str) -> list[Experience]:
-    return list(benchmark.train_stream if data == "train" else benchmark.test_stream)
+        outcome.embeddings.append(EmbeddingRecord.of(embedding))
+        _save(checkpoints, outcome)
 
 
 def _choose(labels: Tensor, options: EmbeddingOptions, seed: int, number: int) -> Tensor:
@@ -130,7 +130,7 @@ def _fetch(data: Data, indices: Tensor) -> list[Tensor]:
     return [torch.stack([x for x, *_ in samples]), torch.tensor([int(y) for _, y, *_ in samples])]
 
 
-def _in_shape(x: Tensor, shape: Shape) -> Tensor:
+def in_shape(x: Tensor, shape: Shape) -> Tensor:
     """Return images, shape (N, C, H, W), with the channels and the size that a probe network takes."""
     channels, *size = shape
     if list(x.shape[2:]) != size:

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 
-from mas.experiments.cell import Cell, CellSettings, EmbeddingSettings, TrainingSettings
+from mas.experiments.cell import Cell, CellSettings, EmbeddingSettings, ExpertSettings, TrainingSettings
 from mas.experiments.checkpoints import Checkpoints
 from mas.experiments.embedding import embed_cell
+from mas.experiments.experts import measure_expert
 from mas.experiments.training import Trained, train_cell
 
 JOBS: dict[type[CellSettings], Callable[[Cell, bool, Checkpoints | None], Trained]] = {
     TrainingSettings: train_cell,
     EmbeddingSettings: embed_cell,
+    ExpertSettings: measure_expert,
 }
 """Type of settings -> function of (cell, whether weights are kept, checkpoints of the cell)."""
 

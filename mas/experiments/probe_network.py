@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from filelock import FileLock
-from torch import Tensor, nn
+from torch import nn
 
 from mas.benchmarks import fingerprint
 from mas.benchmarks.folders import cache_folder
@@ -27,8 +28,16 @@ from mas.experiments.training import train_cell
 Shape = tuple[int, ...]
 
 
-def probe_network(options: ProbeNetwork, shape: Sequence[int]) -> tuple[nn.Module, Shape]:
-    """Return a probe network, and the shape of the images that it takes.
+class Probe(NamedTuple):
+    """A probe network."""
+
+    model: nn.Module
+    shape: Shape  # of the images that it takes, (channels, height, width)
+    accuracy: float | None  # on the test data of what it was trained on; None if it was not trained here
+
+
+def probe_network(options: ProbeNetwork, shape: Sequence[int]) -> Probe:
+    """Return a probe network.
 
     A network that is to be trained is trained in the first process that needs it; others wait. It is kept in
     the cache under a digest of its settings, of its data and of the instruction set of the processor.
@@ -42,12 +51,13 @@ def probe_network(options: ProbeNetwork, shape: Sequence[int]) -> tuple[nn.Modul
     """
     if options.training is None:
         make_body = partial(options.model.entry, **options.model.arguments())
-        return build_model(make_body, shape, [2], seed=options.seed), tuple(shape)
+        return Probe(build_model(make_body, shape, [2], seed=options.seed), tuple(shape), None)
     settings = training_settings(options, options.training)
     benchmark = build_benchmark(settings, options.seed)
     model = model_for(benchmark, settings.model, stream_seed(options.seed, "initialisation"))
-    model.load_state_dict(_trained_weights(settings, options.seed))
-    return model, shape_of(benchmark)
+    trained = _trained(settings, options.seed)
+    model.load_state_dict(trained["weights"])
+    return Probe(model, shape_of(benchmark), trained["accuracy"])
 
 
 def shape_of(benchmark: Benchmark) -> Shape:
@@ -68,9 +78,10 @@ def training_settings(options: ProbeNetwork, training: Training) -> TrainingSett
 
 
 def cached_weights(settings: TrainingSettings, seed: int) -> Path:
-    """Return the file that keeps the weights of a probe network: it depends on all that the weights depend on."""
+    """Return the file that keeps a probe network's weights and accuracy, named by all that they depend on."""
     datasets = settings.benchmark.datasets_used().values()
     made_of = {
+        "format": _FORMAT,
         "settings": settings.plain(),
         "seed": seed,
         "data": [fingerprint(spec) for spec in datasets],
@@ -80,21 +91,25 @@ def cached_weights(settings: TrainingSettings, seed: int) -> Path:
     return cache_folder() / "probe_networks" / f"{digest[:16]}.pt"
 
 
-def _trained_weights(settings: TrainingSettings, seed: int) -> dict[str, Tensor]:
+_FORMAT = 2
+"""Of the file. Format 1 held the weights alone."""
+
+
+def _trained(settings: TrainingSettings, seed: int) -> dict[str, Any]:
+    """Return the weights of a probe network and its accuracy, from the cache if they are there."""
     path = cached_weights(settings, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.is_file():
-            weights = _train(settings, seed)
             buffer = io.BytesIO()
-            torch.save(weights, buffer)
+            torch.save(_train(settings, seed), buffer)
             write_whole(path, buffer.getvalue())
-    loaded: dict[str, Tensor] = torch.load(path, weights_only=True)
+    loaded: dict[str, Any] = torch.load(path, weights_only=True)
     return loaded
 
 
-def _train(settings: TrainingSettings, seed: int) -> dict[str, Tensor]:
+def _train(settings: TrainingSettings, seed: int) -> dict[str, Any]:
     trained = train_cell(Cell("probe_network", seed, settings), keep_weights=True)
     if not trained.outcome.finished or trained.weights is None:
         raise UserError(f"probe_network: its training diverged ({trained.outcome.reason}); lower its training.lr")
-    return trained.weights
+    return {"weights": trained.weights, "accuracy": trained.outcome.final_acc()}

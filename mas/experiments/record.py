@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
-from mas.experiments.cell import Cell, CellSettings, EmbeddingSettings, TrainingSettings
+from mas.experiments.cell import Cell, CellSettings, EmbeddingSettings, ExpertSettings, TrainingSettings
 from mas.forgetting import forgetting_scores
 from mas.task2vec import TaskEmbedding
 
@@ -83,6 +83,7 @@ class Outcome:
     tries: list[list[StrengthTry]] = field(default_factory=list)  # a list per experience
     probes: list[ProbeRow] = field(default_factory=list)
     embeddings: list[EmbeddingRecord] = field(default_factory=list)  # of a cell that embeds
+    probe_accuracy: float | None = None  # of the network that it embeds by, on test data, if it was trained here
     status: Status = "finished"
     reason: str | None = None  # why it diverged
     seconds: float = 0.0
@@ -128,8 +129,8 @@ class CellRecord:
         """Return the record as text, which `from_json` reads."""
         head = {"version": VERSION, "label": self.label, "seed": self.seed, "settings": self.cell.settings.plain()}
         outcome = asdict(self.outcome)
-        if not outcome["embeddings"]:
-            del outcome["embeddings"]  # most cells embed nothing
+        if not outcome["embeddings"]:  # most cells embed nothing
+            del outcome["embeddings"], outcome["probe_accuracy"]
         return json.dumps(head | outcome, indent=2) + "\n"
 
     @classmethod
@@ -147,6 +148,7 @@ class CellRecord:
             raise OldFormatError(f"is of format {data.get('version', 1)}; this version of mas reads format {VERSION}")
         settings = _settings(data["settings"])
         data.setdefault("embeddings", [])
+        data.setdefault("probe_accuracy", None)
         outcome = _OUTCOMES.validate_python({key: data[key] for key in _OUTCOME_KEYS})
         return cls(Cell(data["label"], data["seed"], settings), outcome)
 
@@ -173,6 +175,10 @@ def _settings(data: Any) -> CellSettings:
     return _SETTINGS[job].model_validate(data)
 
 
-_SETTINGS: dict[str, type[CellSettings]] = {"training": TrainingSettings, "embedding": EmbeddingSettings}
+_SETTINGS: dict[str, type[CellSettings]] = {
+    "training": TrainingSettings,
+    "embedding": EmbeddingSettings,
+    "experts": ExpertSettings,
+}
 _OUTCOMES: TypeAdapter[Outcome] = TypeAdapter(Outcome)
 _OUTCOME_KEYS: list[Any] = [f.name for f in fields(Outcome)]

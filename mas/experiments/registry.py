@@ -6,12 +6,21 @@ from mas.experiments.config.schema import Experiment
 from mas.experiments.kind import Kind
 from mas.experiments.kinds.consolidated_deficit import CONSOLIDATED_DEFICIT
 from mas.experiments.kinds.critical_period import CRITICAL_PERIOD
+from mas.experiments.kinds.distance_vs_forgetting import DISTANCE_VS_FORGETTING
+from mas.experiments.kinds.expert_selection import EXPERT_SELECTION
 from mas.experiments.kinds.forgetting import FORGETTING
 from mas.experiments.kinds.task_map import TASK_MAP
 
-KINDS: dict[str, Kind[Any]] = {
-    kind.name: kind for kind in (FORGETTING, CRITICAL_PERIOD, CONSOLIDATED_DEFICIT, TASK_MAP)
-}
+_EVERY: tuple[Kind[Any], ...] = (
+    FORGETTING,
+    CRITICAL_PERIOD,
+    CONSOLIDATED_DEFICIT,
+    TASK_MAP,
+    DISTANCE_VS_FORGETTING,
+    EXPERT_SELECTION,
+)
+
+KINDS: dict[str, Kind[Any]] = {kind.name: kind for kind in _EVERY}
 """Name in YAML -> kind of experiment."""
 
 

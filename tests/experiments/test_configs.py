@@ -26,7 +26,7 @@ def test_every_config_can_be_read(path):
 @real
 @pytest.mark.parametrize("path", [path for path in CONFIGS if path.name not in OF_OTHERS], ids=lambda path: path.name)
 def test_configs_fit_their_data(path, real_data, monkeypatch, tmp_path_factory):
-    if path.name == "split_tiny_imagenet.yaml":
+    if "tiny-imagenet" in path.read_text():
         pytest.skip("unpacking its images takes a minute")
     monkeypatch.setenv("MAS_DATA", str(real_data))
     monkeypatch.setenv("MAS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

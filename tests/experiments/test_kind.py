@@ -182,9 +182,7 @@ def test_an_unknown_kind_is_one_clear_line(tmp_path, monkeypatch):
     path.write_text(TEXT)
     done = mas_command("run", str(path))
     assert done.exit_code == 2
-    assert done.stderr == (
-        f"error: {path}:1: experiment: found 'rates'; allowed: forgetting, critical_period, consolidated_deficit\n"
-    )
+    assert done.stderr == (f"error: {path}:1: experiment: found 'rates'; allowed: {', '.join(KINDS)}\n")
 
 
 def test_a_folder_of_an_unknown_kind_is_one_clear_line(tmp_path):

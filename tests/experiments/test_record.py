@@ -28,6 +28,7 @@ FULL = Outcome(
     tries=[[], [StrengthTry(0.0, 0.9, 1.5), StrengthTry(1e-300, 0.7, 0.25)]],
     probes=[ROW, replace(ROW, part="", value=1e308, experience=0), replace(ROW, label="ranks", probe="rank")],
     embeddings=[EmbeddingRecord("0 or 1", [0.1, 1e-300], [1 / 3, 2.0], "c0ffee", 10, 2, "exact", 1e-6, 0.25, 0.875)],
+    probe_accuracy=0.96,
     status="diverged",
     reason='loss is nan in experience 0, "quoted", ünïcode\nand a second line',
     seconds=12.345,

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mas.experiments.statistics import holm, mean_and_interval, paired_p
+from mas.experiments.statistics import (
+    holm,
+    mean_and_interval,
+    paired_p,
+    rank_correlation,
+    rank_correlation_difference,
+)
 
 
 def expanded_by_loops(values, resamples=20_000):
@@ -72,3 +78,113 @@ def test_holm_leaves_out_what_was_not_tested():
     assert np.isnan(holm([0.01, np.nan])[1])
     assert holm([0.6, 0.9]).tolist() == [1, 1]
     assert holm([]).tolist() == []
+
+
+def clustered_values(clusters=20, size=6, *, noise=1.0, seed=0):
+    """Return x, y and the clusters of values that share much within a cluster; some are equal."""
+    draw = np.random.default_rng(seed)
+    shared = np.repeat(draw.normal(size=(clusters, 2)), size, axis=0)
+    x = (shared[:, 0] + 0.3 * draw.normal(size=len(shared))).round(1)
+    y = (0.5 * x + noise * shared[:, 1] + 0.3 * draw.normal(size=len(shared))).round(1)
+    return x, y, np.repeat(np.arange(clusters), size)
+
+
+def resampled_by_loops(x, y, clusters, *, resamples=2000, seed=5):
+    """Spearman's ρ of draws of whole clusters with replacement."""
+    draw = np.random.default_rng(seed)
+    members = [np.flatnonzero(clusters == label) for label in np.unique(clusters)]
+    drawn = [
+        np.concatenate([members[i] for i in draw.integers(len(members), size=len(members))]) for _ in range(resamples)
+    ]
+    return np.array([stats.spearmanr(x[rows], y[rows]).statistic for rows in drawn])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_rank_correlation_is_scipys(seed):
+    x, y, clusters = clustered_values(seed=seed)
+    found = rank_correlation(x, y, clusters)
+    assert found.rho == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
+    assert found.n == len(x)
+    assert rank_correlation(x, y, clusters) == found  # the same draw each time
+
+
+def test_the_interval_of_a_rank_correlation_resamples_clusters():
+    x, y, clusters = clustered_values()
+    found = rank_correlation(x, y, clusters)
+    low, high = np.quantile(resampled_by_loops(x, y, clusters), [0.025, 0.975])
+    assert [found.ci_low, found.ci_high] == pytest.approx([low, high], abs=0.03)
+    alone = rank_correlation(x, y, np.arange(len(x)))  # as if all values were independent
+    assert alone.rho == found.rho
+    assert found.ci_high - found.ci_low > 1.4 * (alone.ci_high - alone.ci_low)
+
+
+def test_p_of_a_rank_correlation_is_twice_the_share_beyond_zero():
+    x, y, clusters = clustered_values(noise=3.0, seed=2)
+    found = rank_correlation(x, y, clusters)
+    resampled = resampled_by_loops(x, y, clusters)
+    assert found.p == pytest.approx(2 * min((resampled <= 0).mean(), (resampled >= 0).mean()), abs=0.04)
+    assert 0.05 < found.p < 1
+    assert rank_correlation(x, x, clusters)[:3] == pytest.approx((1, 1, 1))
+    assert rank_correlation(x, x, clusters).p == 2 / 4000
+
+
+def test_the_names_and_the_order_of_clusters_do_not_matter():
+    x, y, clusters = clustered_values()
+    found = rank_correlation(x, y, clusters)
+    assert rank_correlation(x, y, 10 * clusters + 3) == found
+    order = np.random.default_rng(1).permutation(len(x))
+    assert rank_correlation(x[order], y[order], clusters[order]) == pytest.approx(found, abs=1e-12)
+
+
+def test_a_difference_of_rank_correlations_uses_the_same_resamples():
+    x, y, clusters = clustered_values(noise=3.0, seed=2)
+    other = clustered_values(seed=4)[1]
+    found = rank_correlation_difference(x, y, other, clusters)
+    assert found.rho == pytest.approx(stats.spearmanr(x, y).statistic - stats.spearmanr(x, other).statistic, abs=1e-12)
+    differences = resampled_by_loops(x, y, clusters) - resampled_by_loops(x, other, clusters)
+    assert [found.ci_low, found.ci_high] == pytest.approx(np.quantile(differences, [0.025, 0.975]), abs=0.07)
+    assert rank_correlation_difference(x, y, y, clusters)[:3] == (0, 0, 0)
+    assert rank_correlation_difference(x, y, y, clusters).p == 1
+
+
+def test_rank_correlations_leave_out_nans():
+    x, y, clusters = clustered_values()
+    gaps = y.copy()
+    gaps[::7] = np.nan
+    kept = ~np.isnan(gaps)
+    assert rank_correlation(x, gaps, clusters) == rank_correlation(x[kept], y[kept], clusters[kept])
+
+
+def test_rank_correlations_that_are_not_known():
+    assert np.isnan(rank_correlation([], [], [])[:3]).all()
+    assert np.isnan(rank_correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0], [0, 1, 2]).rho)
+    two_clusters = rank_correlation([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0], [0, 0, 1, 1])
+    assert two_clusters.rho == pytest.approx(1)
+    assert np.isnan([two_clusters.ci_low, two_clusters.ci_high, two_clusters.p]).all()
+
+
+def test_one_cluster_that_differs_is_no_clear_correlation():
+    """A third of the resamples lack it, and then y is constant."""
+    clusters = np.repeat(np.arange(12), 5)
+    x = np.arange(60.0)
+    y = np.where(np.arange(60) == 57, 1.0, 0.0)
+    found = rank_correlation(x, y, clusters)
+    assert found.rho == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
+    assert found.ci_low == 0
+    assert found.p > 0.6
+    assert rank_correlation_difference(x, y, 0 * y + x, clusters).p < 0.01
+
+
+@pytest.mark.slow
+def test_the_interval_of_clusters_covers():
+    """Without a correlation, 0 lies in the interval about 19 times in 20; if values counted as independent, seldom."""
+    covered, naively = [], []
+    for seed in range(150):
+        draw = np.random.default_rng(seed)
+        clusters = np.repeat(np.arange(30), 5)
+        x, y = (np.repeat(draw.normal(size=30), 5) + 0.1 * draw.normal(size=150) for _ in range(2))
+        own, alone = rank_correlation(x, y, clusters), rank_correlation(x, y, np.arange(150))
+        covered.append(own.ci_low <= 0 <= own.ci_high)
+        naively.append(alone.ci_low <= 0 <= alone.ci_high)
+    assert np.mean(covered) > 0.88
+    assert np.mean(naively) < 0.75

@@ -9,7 +9,8 @@ from mas.experiments.config.schema import MODEL_MODELS, AnyModel, Device, Traini
 from mas.experiments.options import Options
 from mas.task2vec import BETA
 
-Estimator = Literal["exact", "sampled", "hutchinson", "empirical", "predicted"]
+Estimator = Literal["exact", "sampled", "hutchinson", "empirical", "predicted", "variational"]
+DRAWN = ("sampled", "hutchinson", "variational")  # estimators that draw from the seed
 
 
 class ProbeNetwork(Options):
@@ -28,6 +29,8 @@ class ProbeNetwork(Options):
     def _is_trained_on_something(self) -> Self:
         if self.training is not None and self.benchmark is None:
             raise ValueError("training needs a benchmark: give probe_network.benchmark")
+        if self.training is None and self.benchmark is not None:
+            raise ValueError("a benchmark needs training: give probe_network.training, or leave the benchmark out")
         return self
 
 
@@ -35,6 +38,7 @@ class EmbeddingOptions(Options):
     """How a task is embedded, see `mas.embed`."""
 
     labels: Estimator = "hutchinson"
+    steps: Count | None = None  # of labels: variational; None is the default of `mas.embed`
     weight_decay: Positive = 1e-3  # of the fitted head
     beta: Positive = BETA  # weight of the prior, in nats
     data: Literal["train", "test"] = "train"
@@ -42,3 +46,9 @@ class EmbeddingOptions(Options):
     parts: Count = 1  # the images are dealt out in so many parts; seed s takes part s modulo parts
     batch_size: Count = 128
     device: Device = "cpu"
+
+    @model_validator(mode="after")
+    def _takes_steps(self) -> Self:
+        if self.steps is not None and self.labels != "variational":
+            raise ValueError(f"steps are of labels: variational, not of {self.labels}: leave steps out")
+        return self

@@ -15,9 +15,6 @@ from mas.experiments.kinds.forgetting.scores import (
     best_label,
     comparison_table,
     naive_label,
-    reference_of,
-    scores_table,
-    summary_table,
 )
 from mas.experiments.kinds.forgetting.tables import chosen_rows, tables
 from mas.experiments.plan import Plan
@@ -27,6 +24,7 @@ from mas.experiments.report.text import number, percent
 from mas.experiments.reporting import write_report
 from mas.experiments.results import Results
 from mas.experiments.runner import read_results, run_experiment
+from mas.experiments.scores import reference_of, scores_table, summary_table
 from mas.experiments.statistics import mean_and_interval
 from mas.experiments.store import Store
 from mas.experiments.tables import results_table

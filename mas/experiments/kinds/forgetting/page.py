@@ -6,10 +6,11 @@ import pandas as pd
 
 from mas.experiments.kind import Tables
 from mas.experiments.kinds.forgetting.config import Forgetting
-from mas.experiments.kinds.forgetting.scores import BASELINE, CEILINGS, best_of, reference_of
+from mas.experiments.kinds.forgetting.scores import BASELINE, best_of
 from mas.experiments.kinds.forgetting.tables import chosen_rows, tuned_rows
 from mas.experiments.report.sections import Headline, Page, Section, Table
 from mas.experiments.report.text import few_seeds, intervals, number, percent
+from mas.experiments.scores import CEILINGS, reference_of
 from mas.experiments.traces import as_drawn
 
 Cells = dict[str, str]  # text by score

@@ -9,9 +9,10 @@ import pandas as pd
 
 from mas.experiments.config.search import Choice
 from mas.experiments.kinds.forgetting.config import Forgetting
-from mas.experiments.kinds.forgetting.scores import comparison_table, summary_table
+from mas.experiments.kinds.forgetting.scores import comparison_table
 from mas.experiments.record import CellRecord
 from mas.experiments.results import Results, Tried
+from mas.experiments.scores import summary_table
 from mas.experiments.tables import results_table
 from mas.experiments.traces import probes_table, trace_table
 

@@ -2,6 +2,7 @@
 
 from mas.experiments.kind import Kind
 from mas.experiments.kinds.task_map.config import TaskMap, check
+from mas.experiments.kinds.task_map.figures import figures
 from mas.experiments.kinds.task_map.page import headline, page
 from mas.experiments.kinds.task_map.plan import plan
 from mas.experiments.kinds.task_map.tables import files, tables
@@ -14,6 +15,7 @@ TASK_MAP = Kind(
     trial=trial,
     plan=plan,
     tables=tables,
+    figures=figures,
     page=page,
     headline=headline,
     files=files,

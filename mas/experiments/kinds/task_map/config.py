@@ -6,9 +6,10 @@ from pydantic import Field
 
 from mas.benchmarks import STREAMS
 from mas.experiments.config.checks import check_titles
-from mas.experiments.config.embedding import EmbeddingOptions, ProbeNetwork
+from mas.experiments.config.embedding import DRAWN, EmbeddingOptions, ProbeNetwork
 from mas.experiments.config.schema import Experiment, Label, Seeds, StreamOptions, one_of, stream_option
 from mas.experiments.config.yaml_source import Source
+from mas.experiments.errors import UserError
 from mas.experiments.options import models_of
 from mas.task2vec import DISTANCES
 
@@ -47,3 +48,28 @@ class TaskMap(Experiment):
 def check(config: TaskMap, source: Source) -> None:
     """Raise UserError for what the types cannot say."""
     check_titles(("streams",), [stream.title() for stream in config.streams], source)
+    _check_seeds(config, source)
+
+
+def same_images(config: TaskMap) -> list[tuple[int, int]]:
+    """Return the pairs of seeds that embed the same images of each task: each seed with the first one like it."""
+    if config.embedding.per_class is not None:
+        return []
+    first_of_part: dict[int, int] = {}
+    pairs = []
+    for seed in config.seed_list():
+        first = first_of_part.setdefault(seed % config.embedding.parts, seed)
+        if first != seed:
+            pairs.append((first, seed))
+    return pairs
+
+
+def _check_seeds(config: TaskMap, source: Source) -> None:
+    """Raise UserError if two seeds would give equal embeddings."""
+    pairs = same_images(config)
+    if pairs and config.embedding.labels not in DRAWN:
+        first, second = pairs[0]
+        raise UserError(
+            f"{source.where(('seeds',))}: found {first} and {second}, which embed the same images with labels: "
+            f"{config.embedding.labels}, and so equally; give embedding.parts: {len(config.seed_list())}, or per_class"
+        )
