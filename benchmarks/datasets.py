@@ -16,7 +16,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from mas.annotations import Count, OpenFraction
-from mas.benchmarks.folders import DataError, ImageTree, find_tree, read_images
+from mas.benchmarks.errors import DataError
+from mas.benchmarks.folders import ImageTree, find_tree, read_images
 from mas.benchmarks.images import Images, Pair
 from mas.benchmarks.loading import AVALANCHE, LoaderOptions, data_root, open_dataset, pixels_of, read_arrays, read_files
 from mas.imports import IMPORT, check_options, import_function
