@@ -108,10 +108,11 @@ def read_folder(folder: Path) -> tuple[Experiment, Results]:
     Raises:
         UserError: it is none, or it was written by another version of this library.
     """
+    store = Store(folder)
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: holds no config.yaml; expected a folder that mas run has written")
     config = load_config(folder / "config.yaml", try_data=False)
-    return config, read_results(config, Store(folder))
+    return config, read_results(config, store)
 
 
 def read_results(config: Experiment, store: Store) -> Results:
@@ -189,7 +190,7 @@ def _train_all(
             progress(CellEnded(cell, "failed", trained))
         else:
             outcome = trained.outcome
-            store.save(cell, outcome, trained.weights)
+            store.save(cell, outcome, trained.weights, trained.provenance)
             progress(CellEnded(cell, outcome.status, outcome.reason, outcome.seconds))
     return failed
 

@@ -18,6 +18,7 @@ from mas.experiments.cell import THREADS, Cell, TrainingSettings
 from mas.experiments.continual import penalty_of, tune
 from mas.experiments.errors import BLOW_UPS, DivergedError
 from mas.experiments.probing import CellProbe, make_deficit_plugin, make_probes
+from mas.experiments.provenance import Provenance
 from mas.experiments.record import Outcome, StrengthTry
 from mas.state import preserving_state
 from mas.strategies import Joint, ProbePlugin
@@ -29,6 +30,7 @@ class Trained:
 
     outcome: Outcome
     weights: dict[str, Tensor] | None = None  # of the network at the end, on the CPU, if they are to be kept
+    provenance: Provenance | None = None
 
 
 def train_cell(cell: Cell, keep_weights: bool = False) -> Trained:
