@@ -72,7 +72,7 @@ class Store:
         for name in (*_OWN_FILES, *(f"cells/{cell.id}.json" for cell in cells)):
             self._refuse_no_file(self.folder / name)
         try:
-            make_folder(self.cells)
+            make_folder(self.folder)
         except OSError as error:
             raise UserError(
                 f"{self.folder}: cannot be written: {error.strerror}; choose another folder with --output"
@@ -184,8 +184,9 @@ class Store:
     def _is_foreign(self) -> bool:
         """Return whether the folder holds files and no run."""
         with _readable(self.folder):
-            holds_files = self.folder.is_dir() and any(self.folder.iterdir())
-            return holds_files and not (self.folder / "config.yaml").exists()
+            names = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+        began = {name for name in names if name.startswith(".config.yaml-")}  # a run was killed at its first write
+        return bool(names - began) and "config.yaml" not in names
 
     def _refuse_no_file(self, path: Path) -> None:
         with _readable(path):

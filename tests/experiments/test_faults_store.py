@@ -277,7 +277,7 @@ def test_a_disk_that_fills_at_each_write_in_turn(run, monkeypatch, tmp_path):
     writes = len(content(tmp_path / "r"))
     whole = {path.name for path in content(tmp_path / "r")}
     real = os.fsync
-    for fails in range(0, 2 * writes, 3):  # two calls for each file: its own, and its folder's
+    for fails in range(0, 2 * writes, 7):  # two calls for each file: its own, and its folder's
         left = [fails]
 
         def fill(handle, left=left):
@@ -296,13 +296,19 @@ def test_a_disk_that_fills_at_each_write_in_turn(run, monkeypatch, tmp_path):
         assert {path.name for path in content(folder)} == whole
 
 
+def test_a_run_that_was_killed_at_its_first_write_can_be_started_again(run, tmp_path):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r/.config.yaml-x7a").write_text("exper")
+    assert (run() / "results.csv").is_file()
+
+
 def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     """File, then name, then folder; new folders too."""
     done = []
     real_sync, real_replace = os.fsync, Path.replace
 
     def sync(handle):
-        done.append(Path(os.readlink(f"/proc/self/fd/{handle}")).relative_to(tmp_path).as_posix())
+        done.append(Path(f"/proc/self/fd/{handle}").readlink().relative_to(tmp_path).as_posix())
         real_sync(handle)
 
     def replace_(self, target):
