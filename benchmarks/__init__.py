@@ -10,7 +10,7 @@ if __name__ != "mas.benchmarks":
 
 from mas.benchmarks.datasets import DATASETS, digits, fingerprint, load_dataset
 from mas.benchmarks.deficits import DEFICITS, DeficitPlugin, apply_deficit, make_deficit
-from mas.benchmarks.folders import DataError
+from mas.benchmarks.errors import DataError
 from mas.benchmarks.images import BatchedDataset, Images, as_dataset
 from mas.benchmarks.loading import data_root, set_data_root
 from mas.benchmarks.names import experience_names

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import ConfigDict, ValidationError, validate_call
@@ -16,7 +17,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from mas.annotations import Count, OpenFraction
-from mas.benchmarks.folders import DataError, ImageTree, find_tree, read_images
+from mas.benchmarks.errors import DataError
+from mas.benchmarks.folders import ImageTree, find_tree, read_images
 from mas.benchmarks.images import Images, Pair
 from mas.benchmarks.loading import AVALANCHE, LoaderOptions, data_root, open_dataset, pixels_of, read_arrays, read_files
 from mas.imports import IMPORT, check_options, import_function
@@ -237,13 +239,33 @@ def _check_dataset_options(name: str, options: Mapping[str, Any]) -> None:
 
 
 def fingerprint(spec: DatasetSpec) -> str:
-    """Return a hash of all labels and of up to a thousand images, evenly spaced over the data set."""
-    digest = hashlib.sha256()
-    for part in load_dataset(spec):
-        sampled = torch.linspace(0, len(part) - 1, min(len(part), 1000)).long()
-        digest.update(part.labels.numpy().tobytes())
-        digest.update(part.pixels[part.rows[sampled]].numpy().tobytes())
-    return digest.hexdigest()[:16]
+    """Return a hash of all labels and images of a data set, as they are used.
+
+    The first 16 digits are of all labels and of up to a thousand images, evenly spaced over the data set: until
+    0.1.0 these were all, so that runs of then can be continued. The other 32 are of every image.
+    """
+    train, test = load_dataset(spec)
+    sampled = hashlib.sha256()
+    for part in (train, test):
+        few = torch.linspace(0, len(part) - 1, min(len(part), 1000)).long()
+        sampled.update(part.labels.numpy().tobytes())
+        sampled.update(part.pixels[part.rows[few]].numpy().tobytes())
+    whole = hashlib.sha256((_digest(train) + _digest(test)).encode())
+    return sampled.hexdigest()[:16] + whole.hexdigest()[:32]
+
+
+_DIGESTS: WeakKeyDictionary[Images, str] = WeakKeyDictionary()  # images do not change: each is read once
+
+
+def _digest(images: Images) -> str:
+    """Return the SHA-256 of the shape, labels and pixels of images, in their order."""
+    if images not in _DIGESTS:
+        digest = hashlib.sha256(f"{images.pixels.dtype} {tuple(images.pixels.shape[1:])} {len(images)}".encode())
+        digest.update(images.labels.numpy().tobytes())
+        for rows in images.rows.split(4096):
+            digest.update(images.pixels[rows].numpy().tobytes())
+        _DIGESTS[images] = digest.hexdigest()
+    return _DIGESTS[images]
 
 
 def hold_out(images: Images, share: float, *, name: str = "validation", seed: int = 0) -> Pair:

@@ -4,27 +4,24 @@ import hashlib
 import io
 import os
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
+from mas.benchmarks.archives import check_members, open_zip, read_member
+from mas.benchmarks.cache import Pixels, cached_array
+from mas.benchmarks.errors import DataError, reason
+
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff", ".gif"}
 
-Pixels = NDArray[np.uint8]
-
-
-class DataError(ValueError):
-    """Data are missing or broken; the message says what, where it was looked for, and how to mend it."""
+MAX_PIXELS = 2**28
+"""Of an image resized, before it is cropped. Of an image in its file, Pillow has a limit of its own."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +81,13 @@ def read_images(tree: ImageTree, size: int) -> Tensor:
     The shorter side is resized to ``size``, and the centre is cropped.
 
     Raises:
-        DataError: a file cannot be read as an image.
+        DataError: a file cannot be read as an image, or a zip has one that is encrypted, packed by a method that
+            Python does not know, or unpacks to far more than it is (see `mas.benchmarks.archives`).
     """
     source = [str(tree.path.resolve()), tree.inside, str(size)]
     key = "\n".join([*source, *_file_versions(tree)])
     return decode_images(
-        lambda: _open_images(tree),
+        lambda: _open_images(tree, size),
         key,
         count=len(tree.files),
         size=size,
@@ -109,23 +107,17 @@ def decode_images(
         size: height and width of the result.
         title: text of the progress bar.
     """
-    name = hashlib.sha256(key.encode()).hexdigest()[:32]
-    file = cache_folder() / "decoded" / f"{name}.npy"
-    if not file.exists():
-        pixels = np.empty((count, 3, size, size), np.uint8)
+    shape = (count, 3, size, size)
+
+    def decoded() -> Pixels:
+        pixels = np.empty(shape, np.uint8)
         progress = track(images(), f"reading {title}", total=count, transient=True)
         for i, image in enumerate(progress):
             pixels[i] = _resize_and_crop(image, size)
-        _save(file, pixels)
-    return torch.from_numpy(np.load(file, mmap_mode="c"))  # copy on write: the file stays as it is
+        return pixels
 
-
-def cache_folder() -> Path:
-    """Return the folder for files that can be made again: ``MAS_CACHE``, or ``mas`` in the user's cache."""
-    own = os.environ.get("MAS_CACHE")
-    users = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(own) if own else Path(users) / "mas"
-    return folder.expanduser()
+    name = hashlib.sha256(key.encode()).hexdigest()[:32]
+    return torch.from_numpy(cached_array(name, shape, decoded))
 
 
 def _class_of(name: str) -> str:
@@ -133,13 +125,32 @@ def _class_of(name: str) -> str:
 
 
 def _file_names(path: Path) -> list[str]:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
     if path.is_dir():
-        return [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
+        return [file.relative_to(path).as_posix() for file in _files_below(path)]
+    if zipfile.is_zipfile(path):
+        with open_zip(path) as archive:
+            return archive.namelist()
+    if path.is_file():
+        read_file(path)  # is it another user's?
     problem = "is no folder and no zip" if path.exists() else "no such folder or zip"
     raise DataError(f"{path}: {problem}")
+
+
+def _files_below(path: Path) -> Iterator[Path]:
+    """Yield every file below a folder.
+
+    Raises:
+        DataError: a folder cannot be read. Its images would be missing.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise _unreadable(error.filename, error)
+
+    for folder, _, names in os.walk(path, onerror=refuse):
+        for name in names:
+            file = Path(folder) / name
+            if file.is_file():
+                yield file
 
 
 def _file_versions(tree: ImageTree) -> Iterator[str]:
@@ -149,56 +160,71 @@ def _file_versions(tree: ImageTree) -> Iterator[str]:
             stat = (tree.path / tree.path_of(name)).stat()
             yield f"{name} {stat.st_size} {stat.st_mtime_ns}"
         return
-    with zipfile.ZipFile(tree.path) as archive:
-        for name in tree.files:
-            info = archive.getinfo(tree.path_of(name))
-            yield f"{name} {info.CRC}"
+    with open_zip(tree.path) as archive:
+        members = [archive.getinfo(tree.path_of(name)) for name in tree.files]
+    check_members(tree.path, members)
+    for name, member in zip(tree.files, members, strict=True):
+        yield f"{name} {member.CRC}"
 
 
-def _open_images(tree: ImageTree) -> Iterator[Image.Image]:
+def _open_images(tree: ImageTree, size: int) -> Iterator[Image.Image]:
     if tree.path.is_dir():
         for name in tree.files:
             file = tree.path / tree.path_of(name)
-            yield _open_image(file.read_bytes(), str(file))
+            yield _open_image(read_file(file), str(file), size)
         return
-    with closing(zipfile.ZipFile(tree.path)) as archive:
+    with open_zip(tree.path) as archive:
         for name in tree.files:
             member = tree.path_of(name)
-            yield _open_image(_read_member(archive, member), f"{tree.path}: {member}")
+            yield _open_image(read_member(archive, member), f"{tree.path}: {member}", size)
 
 
-def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+def read_file(file: Path) -> bytes:
+    """Return the content of a file, or raise DataError."""
     try:
-        return archive.read(name)
-    except (zipfile.BadZipFile, OSError, zlib.error) as error:
-        raise DataError(f"{archive.filename}: is damaged at {name} ({error}); fetch it again") from None
+        return file.read_bytes()
+    except OSError as error:
+        raise _unreadable(file, error) from None
 
 
-def _open_image(data: bytes, name: str) -> Image.Image:
+def _unreadable(path: Path | str, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read ({reason(error)}); let this user read it, or give other data")
+
+
+def _open_image(data: bytes, name: str, size: int) -> Image.Image:
+    """Return an image, decoded, that can be resized to ``size``."""
     try:
-        image = Image.open(io.BytesIO(data))
-        image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{name}: is no readable image ({error}); remove it or put a whole one in its place") from None
+        opened = Image.open(io.BytesIO(data))
+        opened.load()
+        image = opened.convert("RGB")
+    except Exception as error:  # noqa: BLE001 - each decoder reports damage in its own way
+        raise DataError(
+            f"{name}: is no readable image ({reason(error)}); remove it or put a whole one in its place"
+        ) from None
+    width, height = _resized(image, size)
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"{name}: is {image.width} x {image.height} pixels, and {width} x {height} with its shorter side "
+            f"at {size}; allowed: {MAX_PIXELS:,} pixels; crop it, or remove it"
+        )
     return image
+
+
+def _resized(image: Image.Image, size: int) -> tuple[int, int]:
+    """Return width and height with the shorter side at ``size``."""
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    return width, height
 
 
 def _resize_and_crop(image: Image.Image, size: int) -> Pixels:
     """Return pixels of shape (3, size, size): the shorter side resized to ``size``, the centre cropped."""
-    image = image.convert("RGB")
+    if image.mode != "RGB":
+        image = image.convert("RGB")
     if image.size != (size, size):
-        scale = size / min(image.size)
-        width, height = (max(size, round(side * scale)) for side in image.size)
+        width, height = _resized(image, size)
         left = (width - size) // 2
         top = (height - size) // 2
         resized = image.resize((width, height), Image.Resampling.BILINEAR)
         image = resized.crop((left, top, left + size, top + size))
     return np.asarray(image).transpose(2, 0, 1)
-
-
-def _save(file: Path, pixels: Pixels) -> None:
-    """Write the whole file or nothing: several processes may write it at once."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as part:
-        np.save(part, pixels)
-    Path(part.name).replace(file)

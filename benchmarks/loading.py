@@ -19,7 +19,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mas.benchmarks.folders import DataError, cache_folder, decode_images
+from mas.benchmarks.cache import cache_folder, whole_file, writing_to_cache
+from mas.benchmarks.errors import DataError, reason
+from mas.benchmarks.folders import decode_images
 from mas.benchmarks.images import Images, Pair
 
 AVALANCHE = "avalanche.benchmarks.datasets"
@@ -96,14 +98,10 @@ def open_dataset(kind: str, options: LoaderOptions, *, module: str = "torchvisio
             return loader(home, **options, download=True)
         except Exception as error:  # noqa: BLE001 - no network, a broken archive, ...
             raise DataError(
-                f"{kind}: not found or not whole in {root} ({_short(first)}), and downloading it failed "
-                f"({_short(error)}); put it there as torchvision or Avalanche lays it out, set MAS_DATA or --data to "
+                f"{kind}: not found or not whole in {root} ({reason(first)}), and downloading it failed "
+                f"({reason(error)}); put it there as torchvision or Avalanche lays it out, set MAS_DATA or --data to "
                 "where it is, or run once with a network"
             ) from None
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def _writable(folder: Path) -> bool:
@@ -115,15 +113,20 @@ def _writable(folder: Path) -> bool:
 
 
 def _copy_archives(root: Path, kind: str) -> Path:
-    """Copy the files of a data set from ``root`` to the cache, and return the folder there."""
+    """Copy the files of a data set from ``root`` to the cache, and return the folder there.
+
+    Raises:
+        DataError: the cache cannot be written; no part of a file stays.
+    """
     home = cache_folder() / "data"
     source = root / kind
-    for file in source.rglob("*") if source.exists() else ():
-        copy = home / file.relative_to(root)
-        if file.is_file() and not copy.exists():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, copy)
-    home.mkdir(parents=True, exist_ok=True)
+    with writing_to_cache():
+        for file in source.rglob("*") if source.exists() else ():
+            copy = home / file.relative_to(root)
+            if file.is_file() and not copy.exists():
+                with file.open("rb") as content, whole_file(copy) as part:
+                    shutil.copyfileobj(content, part)
+        home.mkdir(parents=True, exist_ok=True)
     return home
 
 
@@ -152,10 +155,20 @@ def pixels_of(data: LabelledImages, size: int, *, title: str) -> Tensor:
 
     def images() -> Iterator[Image.Image]:
         for i in range(len(data)):
-            image, _ = data[i]
-            yield image
+            yield _image_of(data, i, title)
 
     return decode_images(images, key, count=len(data), size=size, title=title)
+
+
+def _image_of(data: LabelledImages, index: int, title: str) -> Image.Image:
+    try:
+        image, _ = data[index]
+        image.load()
+    except Exception as error:  # noqa: BLE001 - each decoder reports damage in its own way
+        raise DataError(
+            f"{title}: image {index} cannot be read ({reason(error)}); put the data set there again, or fetch it again"
+        ) from None
+    return image
 
 
 def _labels_of(data: LabelledImages) -> Tensor:

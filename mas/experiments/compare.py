@@ -15,6 +15,7 @@ from mas.experiments.report.sections import Table
 from mas.experiments.report.text import p_value, percent
 from mas.experiments.results import Results
 from mas.experiments.runner import read_folder
+from mas.experiments.store import Store
 
 HEADINGS = ["strategy", "score", "difference", "seeds", "p", "p (Holm)"]
 
@@ -60,7 +61,28 @@ def compare_folders(first: Path, second: Path) -> Comparison:
     for folder, own in ((first, a_labels - b_labels), (second, b_labels - a_labels)):
         if own:
             notes.append(f"only in {folder}: {_listed(own)}")
+    notes += _instruction_sets(first, a, second, b)
     return Comparison(table, notes)
+
+
+def _instruction_sets(first: Path, a: Results, second: Path, b: Results) -> list[str]:
+    """Return a line if two runs used other instruction sets; none where a run does not say which."""
+    there, here = _capabilities(first, a), _capabilities(second, b)
+    if not there or not here or there == here:
+        return []
+    return [
+        f"instruction set: {', '.join(there)} → {', '.join(here)}; "
+        "results are the same to the bit only for the same instruction set"
+    ]
+
+
+def _capabilities(folder: Path, results: Results) -> list[str]:
+    """Return the instruction sets of the cells; those of the folder if cells do not say, as before 0.2."""
+    cells = [r.provenance.environment.cpu_capability for r in results.records if r.provenance]
+    if cells:
+        return sorted(set(cells))
+    known = Store(folder).read_json("environment.json", [], form=list[dict[str, Any]])
+    return sorted({str(entry["cpu_capability"]) for entry in known if "cpu_capability" in entry})
 
 
 def _compare_function(kind: Kind[Any]) -> Callable[[Results, Results], pd.DataFrame]:

@@ -1,11 +1,14 @@
 """What cells do, by the type of their settings: the only place that lists it."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 
 from mas.experiments.cell import Cell, CellSettings, EmbeddingSettings, ExpertSettings, TrainingSettings
 from mas.experiments.checkpoints import Checkpoints
 from mas.experiments.embedding import embed_cell
 from mas.experiments.experts import measure_expert
+from mas.experiments.provenance import provenance_of
 from mas.experiments.training import Trained, train_cell
 
 JOBS: dict[type[CellSettings], Callable[[Cell, bool, Checkpoints | None], Trained]] = {
@@ -17,5 +20,7 @@ JOBS: dict[type[CellSettings], Callable[[Cell, bool, Checkpoints | None], Traine
 
 
 def run_cell(cell: Cell, keep_weights: bool = False, checkpoints: Checkpoints | None = None) -> Trained:
-    """Do what a cell is there for."""
-    return JOBS[type(cell.settings)](cell, keep_weights, checkpoints)
+    """Do what a cell is there for, and note what it was done with."""
+    started = datetime.now(UTC)
+    trained = JOBS[type(cell.settings)](cell, keep_weights, checkpoints)
+    return replace(trained, provenance=provenance_of(cell, started=started))

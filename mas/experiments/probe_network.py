@@ -13,7 +13,7 @@ from filelock import FileLock
 from torch import nn
 
 from mas.benchmarks import fingerprint
-from mas.benchmarks.folders import cache_folder
+from mas.benchmarks.cache import cache_folder
 from mas.experiments.avalanche_types import Benchmark
 from mas.experiments.build import build_benchmark, model_for
 from mas.experiments.cell import Cell, CellTraining, TrainingSettings

@@ -10,6 +10,7 @@ import torch
 from pydantic import TypeAdapter
 
 from mas.experiments.cell import Cell, CellSettings, EmbeddingSettings, ExpertSettings, TrainingSettings
+from mas.experiments.provenance import Provenance
 from mas.forgetting import forgetting_scores
 from mas.task2vec import TaskEmbedding
 
@@ -104,10 +105,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class CellRecord:
-    """A cell and its outcome."""
+    """A cell, its outcome, and what that was made with (None in records before 0.2)."""
 
     cell: Cell
     outcome: Outcome
+    provenance: Provenance | None = field(default=None, compare=False)
 
     @property
     def label(self) -> str:
@@ -131,7 +133,8 @@ class CellRecord:
         outcome = asdict(self.outcome)
         if not outcome["embeddings"]:  # most cells embed nothing
             del outcome["embeddings"], outcome["probe_accuracy"]
-        return json.dumps(head | outcome, indent=2) + "\n"
+        made_with = {"provenance": asdict(self.provenance)} if self.provenance else {}
+        return json.dumps(head | outcome | made_with, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "CellRecord":
@@ -150,7 +153,8 @@ class CellRecord:
         data.setdefault("embeddings", [])
         data.setdefault("probe_accuracy", None)
         outcome = _OUTCOMES.validate_python({key: data[key] for key in _OUTCOME_KEYS})
-        return cls(Cell(data["label"], data["seed"], settings), outcome)
+        provenance = _PROVENANCES.validate_python(data.get("provenance"))
+        return cls(Cell(data["label"], data["seed"], settings), outcome, provenance)
 
 
 def outcome_from_plain(data: Mapping[str, Any]) -> Outcome:
@@ -181,4 +185,5 @@ _SETTINGS: dict[str, type[CellSettings]] = {
     "experts": ExpertSettings,
 }
 _OUTCOMES: TypeAdapter[Outcome] = TypeAdapter(Outcome)
+_PROVENANCES: TypeAdapter[Provenance | None] = TypeAdapter(Provenance | None)
 _OUTCOME_KEYS: list[Any] = [f.name for f in fields(Outcome)]

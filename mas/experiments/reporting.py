@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import pandas as pd
 import yaml
@@ -47,17 +48,31 @@ def _write_files(store: Store, files: Mapping[str, str | bytes]) -> None:
 
     Which files a report made is kept beside them, so that a user's own files in the folder stay.
     """
-    before = store.read_json(_LIST, [])
+    before = store.read_json(_LIST, [], form=list[str])
     for name, content in files.items():
         store.write(name, content)
     store.write(_LIST, json.dumps(list(files), indent=2) + "\n")
     for name in set(before) - set(files):
-        path = (store.folder / name).resolve()
-        if path.is_relative_to(store.folder.resolve()):
-            path.unlink(missing_ok=True)
+        if _is_of_reports(store, name):
+            _remove(store.folder / name)
 
 
 _LIST = "report.json"
+_NEVER_REMOVED = ("cells", "models", "config.yaml", "data.json", "environment.json", _LIST)
+
+
+def _is_of_reports(store: Store, name: str) -> bool:
+    """Return whether a file that a list names can be a report's: the list may have been edited."""
+    folder = store.folder.resolve()
+    path = (folder / name).resolve()
+    return path.is_file() and path.is_relative_to(folder) and path.relative_to(folder).parts[0] not in _NEVER_REMOVED
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: is of an older report and cannot be removed ({error.strerror}); remove it") from None
 
 
 def _rendered(name: str, page: Page, pictures: Mapping[str, bytes], config: Experiment, results: Results) -> str:

@@ -101,10 +101,11 @@ def read_folder(folder: Path) -> tuple[Experiment, Results]:
     Raises:
         UserError: it is none, or it was written by another version of this library.
     """
+    store = Store(folder)
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: holds no config.yaml; expected a folder that mas run has written")
     config = load_config(folder / "config.yaml", try_data=False)
-    return config, read_results(config, Store(folder))
+    return config, read_results(config, store)
 
 
 def read_results(config: Experiment, store: Store) -> Results:
@@ -187,7 +188,7 @@ def _train_all(
             progress(CellEnded(cell, "failed", result.reason))
         else:
             outcome = result.outcome
-            store.save(cell, outcome, result.weights)
+            store.save(cell, outcome, result.weights, result.provenance)
             progress(CellEnded(cell, outcome.status, outcome.reason, outcome.seconds))
     if stopped:
         raise KeyboardInterrupt

@@ -10,27 +10,25 @@ runs/<name>/config.yaml       the resolved config
 
 import io
 import json
-import os
-import platform
 import shutil
-import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from mas.experiments.cell import THREADS, Cell
+from mas.experiments.cell import Cell
 from mas.experiments.errors import UserError
-from mas.experiments.files import write_whole
+from mas.experiments.files import make_folder, write_whole
+from mas.experiments.provenance import Provenance, environment
 from mas.experiments.record import CellRecord, OldFormatError, Outcome
+from mas.experiments.record_checks import check_record
 
-_PACKAGES = ("memory-aware-synapses", "torch", "avalanche-lib", "numpy", "scikit-learn")
 _ELSEWHERE = "choose another folder with --output, or delete this one"
 
 
@@ -38,6 +36,13 @@ class Store:
     """The folder of one run."""
 
     def __init__(self, folder: Path):
+        """Look at a folder, which need not exist.
+
+        Raises:
+            UserError: its path is too long, or leads through a file or a folder that cannot be entered.
+        """
+        with _readable(folder):
+            folder.exists()
         self.folder = folder
         self.cells = folder / "cells"
 
@@ -58,23 +63,25 @@ class Store:
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{self.folder}: is a file; expected a folder for results: choose another with --output")
-        if self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / "config.yaml").is_file():
+        if self._is_foreign():
             raise UserError(
                 f"{self.folder}: holds other files and no config.yaml of a run; choose another folder with --output"
             )
         self.refuse_others(cells, waiting)
         self._refuse_cells_beside([*cells, *waiting])
         self._refuse_other_data(data)
+        for name in (*_OWN_FILES, *(f"cells/{cell.id}.json" for cell in cells)):
+            self._refuse_no_file(self.folder / name)
         try:
-            self.cells.mkdir(parents=True, exist_ok=True)
-            self.write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
-            self.write("data.json", json.dumps(data, indent=2) + "\n")
-            if any(self.read(cell) is None for cell in cells) or waiting:
-                self._note_environment()
+            make_folder(self.folder)
         except OSError as error:
             raise UserError(
                 f"{self.folder}: cannot be written: {error.strerror}; choose another folder with --output"
             ) from None
+        self.write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+        self.write("data.json", json.dumps(data, indent=2) + "\n")
+        if any(self.read(cell) is None for cell in cells) or waiting:
+            self._note_environment()
 
     def refuse_others(self, cells: Sequence[Cell], waiting: Sequence[Cell] = ()) -> None:
         """Raise if a cell of the same name was run with other settings.
@@ -95,40 +102,62 @@ class Store:
     def refuse_without_weights(self, cells: Sequence[Cell]) -> None:
         """Raise UserError if a cell was trained without keeping its weights: it is not trained again."""
         for cell in cells:
-            if self._path(cell).is_file() and not self._weights_path(cell).is_file():
+            with _readable(self.folder):
+                without = self._path(cell).is_file() and not self._weights_path(cell).is_file()
+            if without:
                 raise UserError(f"{self.folder}: holds {cell.id} without its weights (save_model: true); {_ELSEWHERE}")
 
     def read(self, cell: Cell) -> CellRecord | None:
         """Return the record of a cell, or None if it has not been run."""
         path = self._path(cell)
-        if not path.is_file():
-            return None
+        self._refuse_no_file(path)
+        with _readable(path):
+            if not path.is_file():
+                return None
+            text = path.read_bytes()
         try:
-            return CellRecord.from_json(path.read_text(encoding="utf-8"))
+            record = CellRecord.from_json(text.decode())
+            check_record(record, cell)
         except OldFormatError as error:
             raise UserError(f"{path}: {error}; run again, and {_ELSEWHERE}") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise UserError(f"{path}: is damaged ({_reason(error)}); delete it and run again") from None
+        return record
 
-    def save(self, cell: Cell, outcome: Outcome, weights: dict[str, Tensor] | None = None) -> None:
-        """Write a cell's outcome; its weights first, so that a cell with an outcome is complete."""
+    def save(
+        self,
+        cell: Cell,
+        outcome: Outcome,
+        weights: dict[str, Tensor] | None = None,
+        provenance: Provenance | None = None,
+    ) -> None:
+        """Write a cell's outcome; its weights first, so that a cell with an outcome is complete.
+
+        Raises:
+            UserError: they cannot be written.
+        """
         if weights is not None:
             buffer = io.BytesIO()
             torch.save(weights, buffer)
             self.write(f"models/{cell.id}.pt", buffer.getvalue())
-        self.write(f"cells/{cell.id}.json", CellRecord(cell, outcome).to_json())
+        self.write(f"cells/{cell.id}.json", CellRecord(cell, outcome, provenance).to_json())
         shutil.rmtree(self.checkpoints(cell), ignore_errors=True)
 
     def weights(self, cell: Cell) -> dict[str, Tensor]:
         """Return the trained weights of a cell, for `torch.nn.Module.load_state_dict`.
 
         Raises:
-            UserError: they were not kept.
+            UserError: they were not kept, or are damaged.
         """
         path = self._weights_path(cell)
         if not path.is_file():
             raise UserError(f"{path}: no such file; weights are kept by runs with save_model: true")
-        loaded: dict[str, Tensor] = torch.load(path, weights_only=True)
+        try:
+            loaded: dict[str, Tensor] = torch.load(path, weights_only=True)
+        except Exception as error:  # noqa: BLE001 - damage shows in many ways
+            raise UserError(
+                f"{path}: is damaged ({_reason(error)}); delete it and {self._path(cell)}, and run again"
+            ) from None
         return loaded
 
     def checkpoints(self, cell: Cell) -> Path:
@@ -136,15 +165,39 @@ class Store:
         return self.folder / "checkpoints" / cell.id
 
     def write(self, name: str, content: str | bytes) -> None:
-        """Write a file atomically: it is there whole or not at all."""
+        """Write a file atomically: it is there whole or not at all.
+
+        Raises:
+            UserError: it cannot be written. What was there before stays.
+        """
         data = content.encode() if isinstance(content, str) else content
-        write_whole(self.folder / name, data)
+        path = self.folder / name
+        self._refuse_no_file(path)
+        try:
+            write_whole(path, data)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror or error}); finished cells are kept: make room or allow "
+                "writing, and run the same command again"
+            ) from None
 
     def _path(self, cell: Cell) -> Path:
         return self.cells / f"{cell.id}.json"
 
     def _weights_path(self, cell: Cell) -> Path:
         return self.folder / "models" / f"{cell.id}.pt"
+
+    def _is_foreign(self) -> bool:
+        """Return whether the folder holds files and no run."""
+        with _readable(self.folder):
+            names = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+        began = {name for name in names if name.startswith(".config.yaml-")}  # a run was killed at its first write
+        return bool(names - began) and "config.yaml" not in names
+
+    def _refuse_no_file(self, path: Path) -> None:
+        with _readable(path):
+            if path.is_dir():
+                raise UserError(f"{path}: is a folder; expected a file: move the folder away and run again")
 
     def _compare(self, there: dict[str, Any], here: dict[str, Any]) -> None:
         if there != here:
@@ -162,9 +215,9 @@ class Store:
             )
 
     def _refuse_other_data(self, data: dict[str, str]) -> None:
-        known = self.read_json("data.json", {})
+        known = self.read_json("data.json", {}, form=dict[str, str])
         for name, fingerprint in data.items():
-            if known.get(name, fingerprint) != fingerprint:
+            if not fingerprint.startswith(known.get(name, fingerprint)):  # it was shorter before 0.2
                 raise UserError(
                     f"{self.folder}: holds results on other images called {name}; "
                     "give the same --data, or choose another folder with --output"
@@ -172,55 +225,55 @@ class Store:
 
     def _note_environment(self) -> None:
         """Add what cells are trained with from now on, where it is not what they were trained with last."""
-        known, now = self.read_json("environment.json", []), asdict(environment())
+        known, now = self.read_json("environment.json", [], form=list[dict[str, Any]]), asdict(environment())
         if known[-1:] != [now]:
             self.write("environment.json", json.dumps([*known, now], indent=2) + "\n")
 
-    def read_json(self, name: str, default: Any) -> Any:
-        """Return the content of a JSON file of the folder, or ``default`` if it is not there."""
+    def read_json(self, name: str, default: Any, *, form: Any = Any) -> Any:
+        """Return the content of a JSON file of the folder, or ``default`` if it is not there.
+
+        Args:
+            name: of the file.
+            default: where it is not there.
+            form: the type of the content, such as ``list[str]``.
+
+        Raises:
+            UserError: it is damaged, or holds something else.
+        """
         path = self.folder / name
+        self._refuse_no_file(path)
+        with _readable(path):
+            if not path.is_file():
+                return default
+            data = path.read_bytes()
         try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
-        except ValueError:
-            raise UserError(f"{path}: is damaged; delete it and run again") from None
+            return TypeAdapter(form).validate_python(json.loads(data))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: is damaged ({_reason(error)}); delete it and run again") from None
 
 
-@dataclass(frozen=True)
-class Environment:
-    """What results were made with. Results are the same to the bit only for the same instruction set."""
-
-    python: str
-    packages: dict[str, str | None]
-    git_commit: str | None
-    git_changed: bool
-    processor: str
-    cpu_capability: str  # the instruction set that torch uses, such as AVX512
-    threads: int  # of torch in a cell
-    cores: int | None
-    system: str
+_OWN_FILES = ("config.yaml", "data.json", "environment.json", "report.json")
 
 
-def environment() -> Environment:
-    """Return what cells are trained with from now on."""
-    return Environment(
-        python=platform.python_version(),
-        packages={name: _version(name) for name in _PACKAGES},
-        git_commit=_git("rev-parse", "HEAD"),
-        git_changed=bool(_git("status", "--porcelain", "--untracked-files=no")),
-        processor=_processor(),
-        cpu_capability=torch.backends.cpu.get_cpu_capability(),
-        threads=THREADS,
-        cores=os.cpu_count(),
-        system=platform.platform(),
-    )
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise UserError for a path that cannot be looked at."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{str(path)[:200]}: cannot be read ({error.strerror or error}); choose another folder with --output, "
+            "or let this user read it"
+        ) from None
 
 
 def _reason(error: Exception) -> str:
     """Return in one line what is wrong with a record."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return f"{type(error).__name__}: {error}"
+        place = ".".join(map(str, first["loc"]))
+        return f"{place}: {first['msg']}" if place else first["msg"]
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _first_difference(there: Any, here: Any, key: str = "") -> tuple[str, Any, Any]:
@@ -229,30 +282,3 @@ def _first_difference(there: Any, here: Any, key: str = "") -> tuple[str, Any, A
             if there.get(name) != here.get(name):
                 return _first_difference(there.get(name), here.get(name), f"{key}.{name}".lstrip("."))
     return key, there, here
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git(*command: str) -> str | None:
-    """Return the output of a git command in the folder of this code; None if that is no checkout."""
-    try:
-        here = Path(__file__).resolve().parent
-        done = subprocess.run(
-            ["git", "-C", str(here), *command], capture_output=True, text=True, timeout=10, check=True
-        )
-        return done.stdout.strip() or None
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -19,6 +19,7 @@ from mas.experiments.checkpoints import Checkpoints
 from mas.experiments.continual import penalty_of, tune
 from mas.experiments.errors import BLOW_UPS, DivergedError
 from mas.experiments.probing import CellProbe, make_deficit_plugin, make_probes
+from mas.experiments.provenance import Provenance
 from mas.experiments.record import Outcome, StrengthTry
 from mas.experiments.resuming import Resumable
 from mas.state import preserving_state
@@ -31,6 +32,7 @@ class Trained:
 
     outcome: Outcome
     weights: dict[str, Tensor] | None = None  # of the network at the end, on the CPU, if they are to be kept
+    provenance: Provenance | None = None
 
 
 def train_cell(cell: Cell, keep_weights: bool = False, checkpoints: Checkpoints | None = None) -> Trained:

@@ -164,7 +164,7 @@ def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError("disk is full")
 
     monkeypatch.setattr("pathlib.Path.replace", full)
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(UserError, match=r"a.txt: cannot be written \(disk is full\); finished cells are kept"):
         store.write("a.txt", "new")
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.txt", "old")]
 

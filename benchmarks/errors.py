@@ -1,0 +1,11 @@
+"""What is said of data that cannot be used."""
+
+
+class DataError(ValueError):
+    """Data are missing or broken; the message says what, where it was looked for, and how to mend it."""
+
+
+def reason(error: BaseException) -> str:
+    """Return in one line why something failed."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:200] or type(error).__name__
