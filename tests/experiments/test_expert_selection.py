@@ -312,7 +312,6 @@ class TestTables:
         config = config_of(experts=3)
         results = made_up_results(config)
         results.records[2].outcome.status = "diverged"
-        results.records[2].outcome.accuracy = []
         (own,) = measured_by_seed(config, results)
         assert np.isnan(own.errors[0]).all()
         assert not np.isnan(own.errors[1:]).any()
