@@ -75,7 +75,8 @@ def embed(
             below it count as unused in every distance; with a large β all tasks look trivial.
             The default was chosen on digits, see `mas.task2vec.BETA`.
         classes: the number of classes, if the labels are to be held against it.
-        weight_decay: of the head, above 0: keeps the fit finite where classes are separable.
+        weight_decay: of the head, above 0: keeps the fit finite where classes are separable. With few images of each
+            class, 1 gives much steadier embeddings than the default: see docs/task2vec.md.
         steps: of Adam, for "variational" alone; each is two forward and backward passes of a batch.
         forward: ``forward(model, batch)`` returns the logits; by default ``model(x)``.
         generator: draws for "sampled", "hutchinson" and "variational"; by default a new one, seeded 0,
