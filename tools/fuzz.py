@@ -4,7 +4,6 @@ Run ``python -m tools.fuzz --configs 10000``. Tests run a sample of it.
 """
 
 import argparse
-import math
 import sys
 import time
 import traceback
@@ -24,9 +23,9 @@ from mas.experiments.config.search import children, put, value_at
 from mas.experiments.errors import UserError
 from mas.experiments.plan import Plan
 from mas.experiments.read_config import load_config
+from tools.fuzz_values import EXTREMES, check_lines
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-LONGEST_LINE = 3_000  # a list of all torchvision models is the longest that is told
 SLOW = 10.0  # seconds
 
 _PROBES = [
@@ -70,11 +69,6 @@ _DIGITS: list[dict[str, Any]] = [
         "embedding": {"labels": "exact", "per_class": 3},
     },
 ]
-
-NUMBERS: list[Any] = [0, -1, 1, 2, 10**12, 2**31, 2**63, 10**80, 0.0, -0.5, 0.5, 1e-320, 1e308, -1e308]
-OTHERS: list[Any] = [math.nan, math.inf, -math.inf, True, None, "", "x", "a\nb", "[/b]", "é", "9" * 300, [], {}]
-EXTREMES = NUMBERS + OTHERS
-"""What is put into fields: zero, negative, huge, not a number, of a wrong type."""
 
 _ODD: list[Any] = [*EXTREMES, [[]], [None], {"name": 3}, {"select": [1, 2]}, {"select": "continual"}, {1: 2}, 3 + 4j]
 
@@ -173,13 +167,6 @@ def outcome(data: dict[str, Any], try_data: bool = False) -> str:
             check_lines(error.lines)
             return "refused"
     return "valid"
-
-
-def check_lines(lines: tuple[str, ...]) -> None:
-    """Raise AssertionError if an error is not told in plain lines."""
-    wrong = [line for line in lines if not line.strip() or "\n" in line or len(line) > LONGEST_LINE]
-    if wrong or not lines:
-        raise AssertionError(f"not plain lines: {[line[:300] for line in wrong]}")
 
 
 def fuzz(configs: int, *, first_seed: int = 0, try_data: bool = False) -> Counter[str]:

@@ -194,4 +194,4 @@ def _item(data: Any, part: str | int, shown: str) -> Any:
     size = (
         f"a list of {len(data)}, counted from 0" if isinstance(data, list) else f"{quoted(data)}, which holds no keys"
     )
-    raise UserError(f"--set {shown}: there is no {part} in {size}")
+    raise UserError(f"--set {shown}: there is no {shortened(str(part))} in {size}")
