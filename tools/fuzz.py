@@ -93,6 +93,7 @@ def mutated(draw: st.DrawFn, bases: list[dict[str, Any]]) -> dict[str, Any]:
         if places:
             place = draw(st.sampled_from(places))
             draw(st.sampled_from(_MUTATIONS))(draw, data, place)
+    data.pop("data_root", None)  # a folder that is there would be used from then on
     return data
 
 
