@@ -69,7 +69,8 @@ class LimitError(yaml.MarkedYAMLError):
     """What goes beyond plain YAML, and where."""
 
     def __init__(self, problem: str, node: yaml.Node | yaml.Event):
-        super().__init__(problem=problem, problem_mark=node.start_mark)
+        mark: Any = node.start_mark  # PyYAML has two kinds, alike
+        super().__init__(problem=problem, problem_mark=mark)
 
 
 class _Loader(yaml.SafeLoader):
