@@ -154,7 +154,15 @@ def alexnet(shape: Sequence[int], weights: str | None = None) -> nn.Module:
 
 def torchvision_model(shape: Sequence[int], model: str, weights: str | None = None) -> nn.Module:
     """Any classifier of torchvision by its name there, without its last layer; ``weights`` as torchvision has them."""
-    from torchvision.models import get_model, get_model_weights
+    from torchvision.models import get_model
+
+    check_weights(model, weights)
+    return _on_colour(shape, _without_head(get_model(model, weights=weights)))
+
+
+def check_weights(model: str, weights: str | None) -> None:
+    """Raise ValueError if torchvision has no such classifier, or no such weights of it."""
+    from torchvision.models import get_model_weights
 
     known = torchvision_models()
     if model not in known:
@@ -162,7 +170,6 @@ def torchvision_model(shape: Sequence[int], model: str, weights: str | None = No
     known_weights = dict.fromkeys([*get_model_weights(model).__members__, "DEFAULT"])
     if weights is not None and weights not in known_weights:
         raise ValueError(f"weights is {weights!r}; {model} has {', '.join(known_weights)}")
-    return _on_colour(shape, _without_head(get_model(model, weights=weights)))
 
 
 def torchvision_models() -> list[str]:

@@ -34,7 +34,7 @@ from mas.experiments.config.schema import (
 from mas.experiments.config.yaml_source import Key, Source, nearest
 from mas.experiments.errors import UserError
 from mas.experiments.memory import check_fits
-from mas.experiments.networks import build_model
+from mas.experiments.networks import build_model, check_weights
 from mas.experiments.options import ImportedOptions
 from mas.experiments.probe_network import probe_network, shape_of
 from mas.imports import IMPORT, check_origin
@@ -135,8 +135,16 @@ def _try_model(options: ModelOptions, benchmark: Any) -> nn.Module:
 
 
 def _without_weights(options: ModelOptions) -> ModelOptions:
-    """Return the options of a network with the same shape, for which nothing is downloaded."""
-    return options.model_copy(update={"weights": None}) if "weights" in options.arguments() else options
+    """Return the options of a network with the same shape, for which nothing is downloaded.
+
+    Raises:
+        ValueError: there are no such weights.
+    """
+    arguments = options.arguments()
+    if "weights" not in arguments:
+        return options
+    check_weights(arguments.get("model", options.name), arguments["weights"])
+    return options.model_copy(update={"weights": None})
 
 
 @contextmanager
