@@ -10,7 +10,7 @@ import torch
 from annotated_types import MinLen
 from avalanche.benchmarks import CLScenario
 
-from mas.annotations import Count, NonNegativeInt, PartialShare
+from mas.annotations import Count, Experiences, NonNegativeInt, Padding, PartialShare
 from mas.benchmarks.building import (
     Augment,
     Scenario,
@@ -36,7 +36,7 @@ Angles = Literal["even", "random"] | list[float]
 
 def split(
     dataset: DatasetSpec = "digits",
-    experiences: Count | list[Count] = 5,
+    experiences: Experiences | list[Count] = 5,
     *,
     scenario: Scenario = "domain",
     class_order: ClassOrder = "random",
@@ -85,7 +85,7 @@ def split(
 
 def permuted(
     dataset: DatasetSpec = "mnist",
-    experiences: Count = 10,
+    experiences: Experiences = 10,
     *,
     scenario: Scenario = "domain",
     first: Literal["plain", "permuted"] = "plain",
@@ -116,7 +116,7 @@ def permuted(
 
 def rotated(
     dataset: DatasetSpec = "mnist",
-    experiences: Count = 5,
+    experiences: Experiences = 5,
     *,
     scenario: Scenario = "domain",
     angles: Angles = "even",
@@ -141,7 +141,7 @@ def rotated(
 
 def instances(
     dataset: DatasetSpec = "digits",
-    experiences: Count = 5,
+    experiences: Experiences = 5,
     *,
     validation: PartialShare = 0.0,
     normalize: bool = True,
@@ -171,7 +171,7 @@ def whole(
     train: Count | None = None,
     *,
     test: Count | None = None,
-    pad: NonNegativeInt = 0,
+    pad: Padding = 0,
     validation: PartialShare = 0.0,
     normalize: bool = True,
     augment: Augment = "none",
@@ -195,7 +195,7 @@ def deficit_then_clear(
     *,
     train: Count | None = None,
     test: Count | None = None,
-    pad: NonNegativeInt = 0,
+    pad: Padding = 0,
     validation: PartialShare = 0.0,
     normalize: bool = True,
     augment: Augment = "none",

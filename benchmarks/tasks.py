@@ -11,7 +11,7 @@ from annotated_types import MinLen
 from avalanche.benchmarks import CLScenario
 from torch import Tensor
 
-from mas.annotations import Count, PartialShare
+from mas.annotations import Count, Experiences, PartialShare
 from mas.benchmarks.building import (
     Augment,
     Scenario,
@@ -70,7 +70,7 @@ def one_vs_rest(
 
 def pairs(
     dataset: DatasetSpec = "digits",
-    experiences: Count | None = None,
+    experiences: Experiences | None = None,
     *,
     scenario: Literal["task", "domain"] = "task",
     validation: PartialShare = 0.0,
@@ -107,7 +107,7 @@ def pairs(
 
 def mixture(
     datasets: Annotated[list[DatasetSpec], MinLen(1)],
-    experiences: Count = 5,
+    experiences: Experiences = 5,
     *,
     classes: Count = 2,
     changes: Annotated[list[Change], MinLen(1)] = ALL_CHANGES,

@@ -1,5 +1,6 @@
 """The ``mas`` command. Heavy imports happen inside the commands, so that help is quick."""
 
+import io
 import sys
 import warnings
 from collections.abc import Iterator
@@ -162,6 +163,9 @@ def list_names() -> None:
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):  # one that knows no Greek letters, such as ASCII, shows their numbers
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()
 
 
@@ -257,4 +261,5 @@ def _print(shown: "Headline") -> None:
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120)
+    width = None if sys.stdout.isatty() else 120
+    return Console(width=width, markup=False, emoji=False)  # names of folders and classes may look like markup

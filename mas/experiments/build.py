@@ -2,6 +2,7 @@
 
 import random
 import warnings
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -51,6 +52,11 @@ def model_for(benchmark: Benchmark, options: ModelOptions, seed: int) -> nn.Modu
         options: of the network.
         seed, and what is raised: as for `mas.experiments.networks.build_model`.
     """
+    return network_builder(benchmark, options)(seed)
+
+
+def network_builder(benchmark: Benchmark, options: ModelOptions) -> Callable[[int], nn.Module]:
+    """Return the function of a seed that builds the network of a config for a benchmark."""
     outputs: dict[int, int] = {}
     for experience in benchmark.train_stream:
         classes = 1 + max(experience.classes_in_this_experience)
@@ -59,7 +65,8 @@ def model_for(benchmark: Benchmark, options: ModelOptions, seed: int) -> nn.Modu
     heads = [outputs[task] for task in sorted(outputs)]
     shape = next(iter(benchmark.train_stream)).dataset[0][0].shape
     make_body = partial(options.entry, **options.arguments())
-    return build_model(make_body, shape, heads, seed=seed, growing=options.head == "growing")
+    growing = options.head == "growing"
+    return lambda seed: build_model(make_body, shape, heads, seed=seed, growing=growing)
 
 
 def build_strategy(settings: TrainingSettings, benchmark: Benchmark, seed: int) -> Strategy:

@@ -4,13 +4,14 @@ import importlib
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import MaxLen
 from avalanche.models import DynamicModule, MultiTaskModule
 from torch import Tensor, nn
 
-from mas.annotations import Count
+from mas.annotations import Count, Layers
 from mas.experiments.avalanche_types import Experience
 
 Activation = Literal["relu", "tanh", "gelu"]
@@ -20,7 +21,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "g
 
 def mlp(
     shape: Sequence[int],
-    hidden: list[Count] = [256, 256],  # noqa: B006 - never changed
+    hidden: Annotated[list[Count], MaxLen(200)] = [256, 256],  # noqa: B006 - never changed
     activation: Activation = "relu",
     norm: Norm = "none",
 ) -> nn.Module:
@@ -132,7 +133,7 @@ def all_cnn(shape: Sequence[int], width: Count = 96) -> nn.Module:
 
 
 def vit_tiny(
-    shape: Sequence[int], patch: Count = 4, depth: Count = 6, heads: Count = 3, width: Count = 192
+    shape: Sequence[int], patch: Count = 4, depth: Layers = 6, heads: Count = 3, width: Count = 192
 ) -> nn.Module:
     """Small vision transformer; ``patch`` must divide the image's side, ``heads`` the width (Dosovitskiy 2021)."""
     from torchvision.models import VisionTransformer
@@ -153,15 +154,22 @@ def alexnet(shape: Sequence[int], weights: str | None = None) -> nn.Module:
 
 def torchvision_model(shape: Sequence[int], model: str, weights: str | None = None) -> nn.Module:
     """Any classifier of torchvision by its name there, without its last layer; ``weights`` as torchvision has them."""
-    from torchvision.models import get_model, get_model_weights
+    from torchvision.models import get_model
+
+    check_weights(model, weights)
+    return _on_colour(shape, _without_head(get_model(model, weights=weights)))
+
+
+def check_weights(model: str, weights: str | None) -> None:
+    """Raise ValueError if torchvision has no such classifier, or no such weights of it."""
+    from torchvision.models import get_model_weights
 
     known = torchvision_models()
     if model not in known:
         raise ValueError(f"model is {model!r}; torchvision has {', '.join(known)}")
-    known_weights = [*get_model_weights(model).__members__, "DEFAULT"]
+    known_weights = dict.fromkeys([*get_model_weights(model).__members__, "DEFAULT"])
     if weights is not None and weights not in known_weights:
         raise ValueError(f"weights is {weights!r}; {model} has {', '.join(known_weights)}")
-    return _on_colour(shape, _without_head(get_model(model, weights=weights)))
 
 
 def torchvision_models() -> list[str]:
@@ -332,6 +340,8 @@ class _Colour(nn.Module):
 
 def _features(body: nn.Module, shape: Sequence[int]) -> int:
     """Return the number of features that a body returns for inputs of a shape."""
+    if not isinstance(body, nn.Module):
+        raise ValueError(f"the model is a {type(body).__name__}; expected a torch.nn.Module")
     was = body.training
     with torch.no_grad():
         try:

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from mas.benchmarks import set_data_root
-from mas.experiments.config.checks import check_run_labels
+from mas.experiments.config.checks import check_number_of_cells, check_run_labels
 from mas.experiments.config.complaints import complaints
 from mas.experiments.config.schema import (
     RENAMED_STREAMS,
@@ -20,7 +20,7 @@ from mas.experiments.config.schema import (
     parts_of,
     walk_plain,
 )
-from mas.experiments.config.search import SELECT, Search, candidates, put, take_out_searches, with_values
+from mas.experiments.config.search import MAX_VALUES, SELECT, Search, candidates, put, take_out_searches, with_values
 from mas.experiments.config.yaml_source import Key, Source, nearest
 from mas.experiments.errors import RenamedWarning, UserError
 from mas.experiments.kind import Kind
@@ -59,7 +59,9 @@ def load_config(
     _check_training(config, read)
     for variant in config.variants():
         kind.check(variant, read)
-        check_run_labels([run.label for run in kind.plan(variant)], read)
+        plan = kind.plan(variant)
+        check_run_labels([run.label for run in plan], read)
+        check_number_of_cells(len(plan), len(variant.seed_list()), read)
     if root := data_root or config.data_root:
         _look_in(Path(root).expanduser())
     if try_data:
@@ -168,9 +170,26 @@ def _check_selection(kind: Kind[Any], config: Experiment, source: Source) -> Non
         if stream.held_out:
             where, name = source.where((*place, "validation")), source.name(first[:2])
             raise UserError(f"{where}: {name} holds out data by selection.validation; leave this out")
+    _check_combinations(config, source)
     if both := set(selection.seeds) & set(config.seed_list()):
         where = source.where(("selection", "seeds"))
         raise UserError(f"{where}: found {min(both)}, for which results are reported; allowed: other seeds")
+
+
+def _check_combinations(config: Experiment, source: Source) -> None:
+    """Raise UserError if one run would try too many combinations of values."""
+    of_strategies: dict[Key, int] = {}
+    of_all = 1
+    for search in config.searches:
+        if search.place[0] == "strategies":
+            own = search.place[:2]
+            of_strategies[own] = of_strategies.get(own, 1) * len(search.values)
+        else:
+            of_all *= len(search.values)
+    combinations = of_all * max(of_strategies.values(), default=1)
+    if combinations > MAX_VALUES:
+        where = source.where((*config.searches[0].place, SELECT))
+        raise UserError(f"{where}: found {combinations:,} combinations of values; allowed: at most {MAX_VALUES:,}")
 
 
 _NEVER_CHOSEN = ("data_root", "probes", "save_model", "seeds", "selection")
@@ -178,7 +197,7 @@ _NEVER_CHOSEN = ("data_root", "probes", "save_model", "seeds", "selection")
 
 def _check_training(config: Experiment, source: Source) -> None:
     """Raise UserError for a value that an optimizer does not take, in any combination of values to choose from."""
-    searches = [search for search in config.searches if search.place[0] == "training"]
+    searches = [search for search in config.searches if set(search.place) & {"optimizer", "momentum", "weight_decay"}]
     for choice in candidates(searches):
         for place, training in parts_of(config.with_choice(choice), Training):
             _check_optimizer(training, place, source)

@@ -1,36 +1,48 @@
 """Build everything of a config once, in small: only that shows what the data hold, and whether all parts fit."""
 
+import math
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from typing import Any
+from urllib.error import URLError
 
 import torch
 from avalanche.models.dynamic_modules import avalanche_model_adaptation
 from torch import nn
 
 from mas.benchmarks import DATASETS, DeficitPlugin, experience_names, make_deficit
-from mas.experiments.build import make_strategy, model_for, optimizer_for
+from mas.experiments.build import make_strategy, model_for, network_builder, optimizer_for
 from mas.experiments.cell import CellSettings, CellTraining, TrainingSettings
 from mas.experiments.config.embedding import EmbeddingOptions, ProbeNetwork
+from mas.experiments.config.plain_yaml import shortened
 from mas.experiments.config.schema import (
     DeficitOptions,
     Experiment,
+    ModelOptions,
     ProbeOptions,
     ScheduledDeficit,
     Selection,
     StrategyOptions,
     StreamOptions,
+    TorchScheduleOptions,
     TrainingExperiment,
     parts_of,
 )
 from mas.experiments.config.yaml_source import Key, Source, nearest
 from mas.experiments.embedding import experiences_of
 from mas.experiments.errors import UserError
+from mas.experiments.memory import check_fits
+from mas.experiments.networks import build_model, check_weights
 from mas.experiments.options import ImportedOptions
 from mas.experiments.probe_network import probe_network, shape_of
 from mas.imports import IMPORT, check_origin
 from mas.strategies.measured_data import by_task_labels
+
+_PATIENCE = 5.0  # seconds for each answer of a server
+_STEPS_TRIED = 100
 
 
 def try_training(config: TrainingExperiment, every: Sequence[CellSettings], source: Source) -> None:
@@ -46,13 +58,13 @@ def try_training(config: TrainingExperiment, every: Sequence[CellSettings], sour
     """
     benchmark = try_benchmark(config.benchmark, ("benchmark",), source)
     with errors_at(source, ("model",)):
-        model = model_for(benchmark, config.model, seed=0)
+        model = _try_model(config.model, benchmark)
     _try_epochs(config, benchmark, every, source)
     with errors_at(source, ("training", "optimizer")):
         optimizer_for(model, config.training)
     _try_smallest_batch(config, benchmark, model, source)
     _try_strategies(config, model, source)
-    _try_loss(config, benchmark, model, source)
+    _try_step(config, benchmark, model, source)
     _try_deficits(config, benchmark, source)
     _try_probes(config, benchmark, model, source)
 
@@ -92,12 +104,16 @@ def try_probe_network(options: ProbeNetwork, benchmark: Any, place: Key, source:
     It is not trained here: that may take hours.
     """
     if options.training is None or options.benchmark is None:
-        with errors_at(source, (*place, "model")):
+        with errors_at(source, (*place, "model")), _short_waits():
+            if not isinstance(options.model, ImportedOptions):
+                plain = _without_weights(options.model)
+                body = partial(plain.entry, **plain.arguments())
+                check_fits(partial(build_model, body, shape_of(benchmark), [2], seed=0))
             probe_network(options, shape_of(benchmark))
         return
     trained_on = try_benchmark(options.benchmark, (*place, "benchmark"), source)
     with errors_at(source, (*place, "model")):
-        model = model_for(trained_on, options.model, seed=0)
+        model = _try_model(options.model, trained_on)
     with errors_at(source, (*place, "training", "optimizer")):
         optimizer_for(model, options.training)
 
@@ -134,6 +150,45 @@ def try_held_out(config: TrainingExperiment, selection: Selection, source: Sourc
             held_out.entry(**held_out.arguments(), seed=0)
 
 
+def _try_model(options: ModelOptions, benchmark: Any) -> nn.Module:
+    """Return the network of a config, after a check that it fits into memory."""
+    if not isinstance(options, ImportedOptions):  # code of the user's own may not work on the meta device
+        check_fits(partial(network_builder(benchmark, _without_weights(options)), 0))
+    with _short_waits():
+        return model_for(benchmark, options, seed=0)
+
+
+def _without_weights(options: ModelOptions) -> ModelOptions:
+    """Return the options of a network with the same shape, for which nothing is downloaded.
+
+    Raises:
+        ValueError: there are no such weights.
+    """
+    arguments = options.arguments()
+    if "weights" not in arguments:
+        return options
+    check_weights(arguments.get("model", options.name), arguments["weights"])
+    return options.model_copy(update={"weights": None})
+
+
+@contextmanager
+def _short_waits() -> Iterator[None]:
+    """Wait a few seconds for a server that does not answer, as where weights are to be downloaded; not forever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_PATIENCE)
+    try:
+        yield
+    except OSError as error:  # URLError, timeouts: torchvision's downloads
+        if not isinstance(error, URLError | TimeoutError):
+            raise
+        raise ValueError(
+            f"the weights cannot be downloaded ({_in_one_line(error)}); connect to the network, put the file into "
+            f"{torch.hub.get_dir()}/checkpoints, or leave weights out"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(before)
+
+
 def _try_epochs(config: TrainingExperiment, benchmark: Any, every: Sequence[CellSettings], source: Source) -> None:
     size, epochs = len(benchmark.train_stream), config.training.epochs
     if not isinstance(epochs, int) and len(epochs) != size:
@@ -142,7 +197,18 @@ def _try_epochs(config: TrainingExperiment, benchmark: Any, every: Sequence[Cell
     with errors_at(source, ("training", "schedule")):
         for settings in every:
             if isinstance(settings, TrainingSettings):
-                settings.training.rate_factor(settings.training.longest_epochs() - 1)
+                _check_factor(settings.training.rate_factor(_last_tried(settings.training)))
+
+
+def _check_factor(factor: float) -> None:
+    if not math.isfinite(factor):
+        raise ValueError(f"the learning rate would be multiplied by {factor}; choose other options")
+
+
+def _last_tried(training: CellTraining) -> int:
+    """Return the epoch whose learning rate is tried: the last; torch's schedulers count up to it, one by one."""
+    last = training.longest_epochs() - 1
+    return min(last, _STEPS_TRIED) if isinstance(training.schedule, TorchScheduleOptions) else last
 
 
 def _try_smallest_batch(config: TrainingExperiment, benchmark: Any, model: nn.Module, source: Source) -> None:
@@ -163,13 +229,18 @@ def _try_smallest_batch(config: TrainingExperiment, benchmark: Any, model: nn.Mo
         ) from None
 
 
-def _try_loss(config: TrainingExperiment, benchmark: Any, model: nn.Module, source: Source) -> None:
+def _try_step(config: TrainingExperiment, benchmark: Any, model: nn.Module, source: Source) -> None:
+    """Take one step of a copy of the network on a few images: loss and optimizer may refuse their options only then."""
     batch = _few(benchmark)
     loss = config.training.loss
     one = deepcopy(model).train()
     avalanche_model_adaptation(one, benchmark.train_stream[0])  # a growing head has no classes before
     with errors_at(source, ("training", "loss")):
-        loss.entry(by_task_labels(one.eval(), batch), batch[1], **loss.arguments())
+        found = loss.entry(by_task_labels(one.eval(), batch), batch[1], **loss.arguments())
+    with errors_at(source, ("training", "optimizer")):
+        optimizer = optimizer_for(one, config.training)
+        found.backward()
+        optimizer.step()
 
 
 def _try_strategies(config: TrainingExperiment, model: nn.Module, source: Source) -> None:
@@ -197,7 +268,18 @@ def _try_probes(config: TrainingExperiment, benchmark: Any, model: nn.Module, so
     avalanche_model_adaptation(model.train(), benchmark.train_stream[0])  # a growing head has no classes before
     for place, probe in parts_of(config, ProbeOptions):
         with errors_at(source, place):
-            probe.entry(model, [_few(benchmark)], by_task_labels, **probe.arguments())
+            probe.entry(model, [_few(benchmark)], by_task_labels, **_in_small(probe.arguments()))
+
+
+def _in_small(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a probe with one step, draw or value in place of many: a trial is quick."""
+    small = dict(arguments)
+    for name in ("steps", "draws"):
+        if isinstance(small.get(name), int):
+            small[name] = min(small[name], 1)
+    if isinstance(small.get("betas"), list):
+        small["betas"] = small["betas"][:2]
+    return small
 
 
 def _few(benchmark: Any) -> list[Any]:
@@ -214,9 +296,13 @@ def errors_at(source: Source, place: Key) -> Iterator[None]:
         raise
     except (ValueError, FloatingPointError) as error:  # a probe may blow up
         raise UserError(f"{source.where(place)}: {_in_one_line(error)}") from None
-    except Exception as error:  # torch, and functions of the user's own, may raise anything
+    except (Exception, SystemExit) as error:  # torch, and functions of the user's own, may raise anything
         raise UserError(f"{source.where(place)}: {type(error).__name__}: {_in_one_line(error)}") from error
 
 
-def _in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _in_one_line(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - of the user's own too
+        text = "it cannot be told"
+    return shortened(" ".join(text.split()), 500)

@@ -274,7 +274,7 @@ def test_set_changes_values_anywhere(write):
         ("seeds: 2", "seeds: 99999999999", "c.yaml:9: seeds: found 99999999999; allowed: less than or equal to 10000"),
         ("seeds: 2", "seeds: [1.5]", "c.yaml:9: seeds[0]: found 1.5; allowed: a valid integer"),
         ("seeds: 2", "seeds: 2\n3: 4", "c.yaml:1: [3]: found the key 3; allowed: keys that are text"),
-        ("seeds: 2", "x: &a [*a]", "c.yaml:1: holds an anchor that contains itself"),
+        ("seeds: 2", "x: &a [*a]", "c.yaml:9: holds an anchor that contains itself"),
         ("seeds: 2", "seeds: 2\n---\na: 1", "c.yaml:10: not plain YAML: expected a single document"),
         ("lr: 0.001", "lr: 0", "c.yaml:4: training.lr: found 0; allowed: greater than 0"),
         ("epochs: 1", "epochs: 1.5", "c.yaml:4: training.epochs: found 1.5; allowed: a valid integer"),

@@ -33,13 +33,13 @@ def complaints(changes=(), **parts):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("experiment: 2020-99-99", "c.yaml:1: not plain YAML: month must be in 1..12"),
-        ("experiment: " + "9" * 5000, "c.yaml:1: not plain YAML: Exceeds the limit"),
+        ("experiment: 2020-99-99", "c.yaml:1: found 2020-99-99, which YAML reads as a date; quote it"),
+        ("experiment: " + "9" * 5000, "c.yaml:1: found a number of 5,000 characters; give at most 100"),
     ],
 )
 def test_yaml_that_looks_like_a_value_and_is_none(text, message, tmp_path):
     (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(UserError, match="not plain YAML") as error:
+    with pytest.raises(UserError) as error:
         load_config(tmp_path / "c.yaml")
     assert message in str(error.value)
 
@@ -48,7 +48,7 @@ def test_yaml_that_looks_like_a_value_and_is_none(text, message, tmp_path):
     ("change", "message"),
     [
         ("seeds=&a [*a]", "holds an anchor that contains itself"),
-        ("seeds=2001-99-99", "'2001-99-99' is not plain YAML"),
+        ("seeds=2001-99-99", "found 2001-99-99, which YAML reads as a date; quote it"),
         ("strategies.².name=mas", "there is no ² in a list of 1"),
         ("strategies.0.label='a\n'", "strategies[0].label: found"),
     ],

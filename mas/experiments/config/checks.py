@@ -24,6 +24,23 @@ def check_run_labels(labels: Sequence[str], source: Source) -> None:
         raise UserError(f"{where}: two runs would have the label {labels[number]!r}; give one of them another label")
 
 
+MAX_RUNS = 2_000
+MAX_CELLS = 100_000
+
+
+def check_number_of_runs(place: Key, number: int, source: Source) -> None:
+    """Raise UserError if a config asks for more runs than can be planned in a few seconds."""
+    if number > MAX_RUNS:
+        raise UserError(f"{source.where(place)}: found {number:,} runs; allowed: at most {MAX_RUNS:,} in one config")
+
+
+def check_number_of_cells(runs: int, seeds: int, source: Source) -> None:
+    """Raise UserError if runs and seeds make more cells than a folder should hold."""
+    if runs * seeds > MAX_CELLS:
+        found = f"found {runs:,} runs with {seeds:,} seeds, {runs * seeds:,} cells"
+        raise UserError(f"{source.where(('seeds',))}: {found}; allowed: at most {MAX_CELLS:,}")
+
+
 def _first_repeated(names: Sequence[str]) -> int | None:
     """Return the place of the first name that occurred before, in upper or lower case; None if there is none."""
     seen: set[str] = set()

@@ -7,10 +7,14 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from mas.experiments.config.plain_yaml import quoted, shortened
 from mas.experiments.config.search import Search
 from mas.experiments.config.yaml_source import Key, Source, nearest
 from mas.experiments.networks import torchvision_models
 from mas.experiments.options import tag_of
+
+MAX_ERRORS = 100
+"""How many errors of pydantic are told; a list of 10,000 wrong items has as many."""
 
 
 def complaints(
@@ -33,7 +37,8 @@ def complaints(
     """
     found: dict[Key, str] = {}
     allowed: dict[Key, list[str]] = {}
-    for item in error.errors():
+    errors = error.errors()
+    for item in errors[:MAX_ERRORS]:
         key = _place(item, model, data)
         found[key], may_be = _complaint(key, item, model, data)
         allowed.setdefault(key, []).append(may_be)
@@ -41,6 +46,8 @@ def complaints(
     for key in _innermost(list(found)):
         where = source.where(_in_file(key, searches, number))
         lines.append(f"{where}: {found[key]}: {' or '.join(dict.fromkeys(allowed[key]))}")
+    if len(errors) > MAX_ERRORS:
+        lines.append(f"{source.where(())}: and {len(errors) - MAX_ERRORS:,} more mistakes; mend these first")
     return lines
 
 
@@ -79,7 +86,7 @@ def _complaint(key: Key, item: Any, model: type[BaseModel], data: Any) -> tuple[
     kind = item["type"]
     known = _known(key, item, model, data)
     if kind == "extra_forbidden":
-        return f"unknown key{nearest(str(key[-1]), known)}; allowed", ", ".join(known)
+        return f"unknown key{nearest(shortened(str(key[-1])), known)}; allowed", ", ".join(known)
     if kind in ("missing", "union_tag_not_found"):
         if known:
             return "missing; allowed", ", ".join(known)
@@ -91,11 +98,12 @@ def _wrong_value(key: Key, item: Any, known: Sequence[str], model: type[BaseMode
     """Return the same as `_complaint`, of a value that is there and wrong."""
     kind = item["type"]
     if kind == "invalid_key":
-        return f"found the key {item['input']!r}; allowed", "keys that are text"
+        return f"found the key {quoted(item['input'])}; allowed", "keys that are text"
     if kind == "value_error" and isinstance(item["input"], dict):  # the message is a sentence
         return "does not fit", item["msg"].removeprefix("Value error, ")
     value = item.get("ctx", {}).get("tag", item["input"])
-    found = f"found {value!r}{_meant(str(value), known)}; allowed"
+    meant = _meant(value, known) if isinstance(value, str) else ""
+    found = f"found {quoted(value)}{meant}; allowed"
     if known and key[-1] != "select":
         return found, ", ".join(known)
     return found, _allowed_text(key, item, model, data)
@@ -103,6 +111,7 @@ def _wrong_value(key: Key, item: Any, known: Sequence[str], model: type[BaseMode
 
 def _meant(name: str, known: Sequence[str]) -> str:
     """Return ``, did you mean ...?``, also for names that are known elsewhere."""
+    name = shortened(name)
     if name.casefold() == "gpu" and "cuda" in known:
         return ", did you mean 'cuda'?"
     if "torchvision" in known and name.casefold() in torchvision_models():

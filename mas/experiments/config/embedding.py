@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from mas.annotations import Count, NonNegativeInt, Positive
+from mas.annotations import Count, Positive, Seed
 from mas.experiments.config.schema import MODEL_MODELS, AnyModel, Device, Training, WholeStream
 from mas.experiments.options import Options
 from mas.task2vec import BETA
@@ -23,7 +23,7 @@ class ProbeNetwork(Options):
     model: AnyModel = MODEL_MODELS["small_cnn"]()
     benchmark: WholeStream | None = None  # what it is trained on; tasks are resized to these images
     training: Training | None = None
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _is_trained_on_something(self) -> Self:

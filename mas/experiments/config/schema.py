@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, TypeVar, Union
 
 from pydantic import (
@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from mas.annotations import Count, NonNegativeInt, OpenFraction, Positive
+from mas.annotations import Count, NonNegative, NonNegativeInt, OpenFraction, Positive, Seed
 from mas.benchmarks import DEFICITS, STREAMS
 from mas.benchmarks.deficits import FILLED_IN
 from mas.experiments.config.search import Choice, Search, candidates, children, put, value_at, with_values
@@ -32,19 +32,20 @@ from mas.imports import IMPORT, check_options
 from mas.strategies import PROBES, STRATEGIES, DataName
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=100)]  # part of file names
+MAX_SEEDS = 10_000
 View = Literal["train", "test", "impaired_train", "impaired_test", "current"]
-T = TypeVar("T")
+H = TypeVar("H", bound=Hashable)
 
 
-def each_once(values: list[T]) -> list[T]:
+def each_once(values: list[H]) -> list[H]:
     """Return the values; raise ValueError if one stands twice."""
-    if any(value in values[:i] for i, value in enumerate(values)):
+    if len(set(values)) < len(values):
         raise ValueError("each once")
     return values
 
 
 Epochs = Annotated[list[NonNegativeInt], AfterValidator(each_once)]
-Seeds = Annotated[list[NonNegativeInt], Field(min_length=1), AfterValidator(each_once)]
+Seeds = Annotated[list[Seed], Field(min_length=1, max_length=MAX_SEEDS), AfterValidator(each_once)]
 
 
 class NamedOptions(EntryOptions):
@@ -329,7 +330,7 @@ class Training(Options):
     schedule: AnySchedule | None = None  # of lr; None is constant
     loss: AnyLoss = LOSS_MODELS["cross_entropy"]()
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of sgd and rmsprop
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NonNegative = 0.0
     reset_optimizer: bool = True  # forget the optimizer's state when an experience begins
     device: Device = "cpu"  # or cuda, cuda:1, mps; auto is the first GPU, or else the CPU
 
@@ -351,7 +352,7 @@ class Experiment(Options):
     """The keys of all experiments. A value to be chosen by ``select`` stands as the first of its list."""
 
     experiment: str
-    seeds: Annotated[int, Field(gt=0, le=10_000)] | Seeds = 5
+    seeds: Annotated[int, Field(gt=0, le=MAX_SEEDS)] | Seeds = 5
     data_root: str | None = None  # where data sets are, or are downloaded to
     _searches: tuple[Search, ...] = PrivateAttr(default=())
 

@@ -7,10 +7,12 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+from mas.experiments.config.plain_yaml import quoted
 from mas.experiments.config.yaml_source import Key, Source
 from mas.experiments.errors import UserError
 
 SELECT = "select"
+MAX_VALUES = 1_000  # of one option; also of the combinations that one run tries
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,11 @@ def _search(source: Source, place: Key, found: dict[str, Any]) -> Search:
     if others:
         raise UserError(f"{source.where((*place, others[0]))}: unknown key; allowed: {SELECT}")
     if not isinstance(values, list):
-        raise UserError(f"{where}: found {values!r}; allowed: a list of values")
+        raise UserError(f"{where}: found {quoted(values)}; allowed: a list of values")
     if len(values) < 2:
         raise UserError(f"{where}: found {values}; allowed: a list of at least two values")
+    if len(values) > MAX_VALUES:
+        raise UserError(f"{where}: found {len(values):,} values; allowed: at most {MAX_VALUES:,}")
     if any(value in values[:i] for i, value in enumerate(values)):
-        raise UserError(f"{where}: found {values}; allowed: values to choose from, each once")
+        raise UserError(f"{where}: found {quoted(values)}; allowed: values to choose from, each once")
     return Search(place, tuple(values))

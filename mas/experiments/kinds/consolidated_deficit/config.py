@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from mas.annotations import Count
-from mas.experiments.config.checks import check_one_length, check_titles
+from mas.experiments.config.checks import check_number_of_runs, check_one_length, check_titles
 from mas.experiments.config.schema import (
     AnyDeficit,
     AnyProbe,
@@ -43,6 +43,9 @@ class ConsolidatedDeficit(TrainingExperiment):
 
 def check(config: ConsolidatedDeficit, source: Source) -> None:
     """Raise UserError for what the types cannot say."""
+    strengths = [strategy.arguments().get("lam") for strategy in config.strategies]
+    protections = sum(len(lam) if isinstance(lam, list) else 1 for lam in strengths)
+    check_number_of_runs(("lengths",), len(config.lengths) * protections, source)
     check_titles(("strategies",), [strategy.title() for strategy in config.strategies], source)
     _check_stream(config, source)
     _check_strategies(config, source)

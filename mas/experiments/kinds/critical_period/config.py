@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mas.annotations import Count
-from mas.experiments.config.checks import check_one_length, check_titles
+from mas.experiments.config.checks import check_number_of_runs, check_one_length, check_titles
 from mas.experiments.config.schema import (
     AnyDeficit,
     AnyProbe,
@@ -69,6 +69,9 @@ class CriticalPeriod(TrainingExperiment):
 
 def check(config: CriticalPeriod, source: Source) -> None:
     """Raise UserError for what the types cannot say."""
+    onsets = len(config.window.onsets) if config.window else 0
+    runs = len(config.removal) * (1 + len(config.other_deficits)) + onsets
+    check_number_of_runs(("removal",), runs, source)
     if not (config.removal or config.window or config.trace):
         raise UserError(f"{source.where(())}: nothing to show; give removal, window or trace")
     if config.other_deficits and not config.removal:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mas.experiments.config.checks import check_titles, check_views
+from mas.experiments.config.checks import check_number_of_runs, check_titles, check_views
 from mas.experiments.config.schema import AnyProbe, AnyScheduledDeficit, AnyStrategy, Selection, TrainingExperiment
 from mas.experiments.config.yaml_source import Source
 from mas.experiments.errors import UserError
@@ -22,6 +22,7 @@ class Forgetting(TrainingExperiment):
 
 def check(config: Forgetting, source: Source) -> None:
     """Raise UserError for what the types cannot say."""
+    check_number_of_runs(("strategies",), len(config.strategies), source)
     check_titles(("strategies",), [strategy.title() for strategy in config.strategies], source)
     _check_selection(config, source)
     check_titles(("probes",), [probe.title() for probe in config.probes], source)

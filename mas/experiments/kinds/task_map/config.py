@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mas.benchmarks import STREAMS
-from mas.experiments.config.checks import check_titles
+from mas.experiments.config.checks import check_number_of_runs, check_titles
 from mas.experiments.config.embedding import DRAWN, EmbeddingOptions, ProbeNetwork
-from mas.experiments.config.schema import Experiment, Label, Seeds, StreamOptions, one_of, stream_option
+from mas.experiments.config.schema import MAX_SEEDS, Experiment, Label, Seeds, StreamOptions, one_of, stream_option
 from mas.experiments.config.yaml_source import Source
 from mas.experiments.errors import UserError
 from mas.experiments.options import models_of
@@ -42,11 +42,12 @@ class TaskMap(Experiment):
     probe_network: ProbeNetwork
     embedding: EmbeddingOptions = EmbeddingOptions()
     distance: DistanceName = "cosine"  # that is drawn; every distance is in the tables
-    seeds: Annotated[int, Field(gt=0, le=10_000)] | Seeds = 1  # each embeds every task once
+    seeds: Annotated[int, Field(gt=0, le=MAX_SEEDS)] | Seeds = 1  # each embeds every task once
 
 
 def check(config: TaskMap, source: Source) -> None:
     """Raise UserError for what the types cannot say."""
+    check_number_of_runs(("streams",), len(config.streams), source)
     check_titles(("streams",), [stream.title() for stream in config.streams], source)
     _check_seeds(config, source)
 
