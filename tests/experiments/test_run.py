@@ -16,10 +16,11 @@ from mas.experiments.build import build_benchmark, build_strategy
 from mas.experiments.config.schema import MODEL_MODELS
 from mas.experiments.errors import UserError
 from mas.experiments.plan import Plan
+from mas.experiments.provenance import environment
 from mas.experiments.read_config import load_config
 from mas.experiments.record import Outcome
 from mas.experiments.runner import CellEnded, Started, default_workers, run_experiment
-from mas.experiments.store import Store, environment
+from mas.experiments.store import Store
 from mas.experiments.training import train_cell
 from mas.strategies import STRATEGIES
 from tests.experiments.builders import TEXT, first_cell, made_up, without_time

@@ -13,10 +13,11 @@ import yaml
 from mas.experiments.build import build_benchmark, model_for
 from mas.experiments.errors import UserError
 from mas.experiments.plan import Plan
+from mas.experiments.provenance import environment
 from mas.experiments.read_config import load_config
 from mas.experiments.runner import Started, read_folder, run_experiment
 from mas.experiments.seeds import stream_seed
-from mas.experiments.store import Store, environment
+from mas.experiments.store import Store
 from mas.experiments.training import train_cell
 from tests.data import make_folder
 from tests.experiments.builders import TEXT, first_cell, made_up, make_record
@@ -185,7 +186,7 @@ def test_config_and_environment_are_kept(config, finished):
 
 @pytest.mark.parametrize("asked", ["default", "avx2"])
 def test_the_instruction_set_is_the_one_that_torch_uses(asked):
-    code = "from mas.experiments.store import environment as e; import torch; print(e().cpu_capability)"
+    code = "from mas.experiments.provenance import environment as e; import torch; print(e().cpu_capability)"
     changed = {**os.environ, "ATEN_CPU_CAPABILITY": asked}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=changed)
     assert done.stdout.strip() in (asked.upper(), "DEFAULT")  # not every processor has the other
