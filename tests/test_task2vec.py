@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from mas import TaskEmbedding, cosine_distance, embed
 from mas.importance import DRAWN
@@ -264,7 +265,7 @@ def zero_layer():
         (lambda: embed(probe(), [(X, Y / 2)]), "labels are torch.float32 of shape .*; give whole numbers"),
         (lambda: embed(probe(), [(X, Y[:, None])]), "labels are torch.int64 of shape .*; give whole numbers"),
         (lambda: embed(probe(), [(X, Y.tolist())]), "labels are a list; give a tensor"),
-        (lambda: embed(probe(), [(X, Y[:-1])]), "have 30 samples and 29 labels; give each"),
+        (lambda: embed(probe(), [(X, Y[:-1])]), "a batch has 30 samples and 29 labels; give each"),
         (lambda: embed(probe(), task(), head="fx"), "head is 'fx'; the probe has no such module"),
         (lambda: embed(probe(), task(), head="up"), "a head needs"),
         (lambda: embed(nn.Linear(6, 2).double(), task()), "no last layer that a head could replace"),
@@ -272,7 +273,7 @@ def zero_layer():
         (lambda: embed(nn.Sequential(nn.Flatten(), nn.Linear(36, 2)).double(), task()), "nothing to embed in"),
         (lambda: embed(zero_layer(), task()), "up.weight is 0 everywhere"),
         (lambda: embed(probe(), task(), weight_decay=0), "weight_decay is 0"),
-        (lambda: embed(probe(), task(), beta=0), "beta is 0; give a number above 0"),
+        (lambda: embed(probe(), task(), beta=0), "beta is 0; give a finite number above 0"),
         (lambda: embed(probe(), task(), labels="variational", steps=0), "steps is 0; give a number above 0"),
         (lambda: embed(probe(), task(), labels="exakt"), "labels is 'exakt'; known are 'exact', .*'variational'"),
     ],
@@ -289,3 +290,57 @@ def test_another_body_is_another_probe_and_another_head_is_not():
     assert embed(first, batches).probe == embed(other, batches).probe
     other.conv.weight.data[0, 0, 0, 0] += 1e-9
     assert embed(first, batches).probe != embed(other, batches).probe
+
+
+class Rooted(nn.Module):
+    """A network with a parameter of its own, as vision transformers have."""
+
+    def __init__(self):
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(1, 36))
+        self.body = nn.Linear(36, 5)
+        self.fc = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.fc(self.body(x.flatten(1) + self.position).relu())
+
+
+def test_the_head_is_found_below_a_root_with_parameters():
+    torch.manual_seed(0)
+    rooted = Rooted().double()
+    assert torch.equal(embed(rooted, task()).vector, embed(rooted, task(), head="fc").vector)
+
+
+def test_a_head_in_the_middle_is_one_clear_line():
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match=r"^(after|with) a new head at 'body' .*; name (its|the) last layer$"):
+        embed(Rooted().double(), task(), head="body")
+
+
+def test_each_batch_has_as_many_labels_as_samples():
+    ((x, y),) = task()
+    with pytest.raises(ValueError, match="a batch has 7 samples and 8 labels; give each sample one label"):
+        embed(probe(), [(x[:7], y[:8]), (x[7:], y[8:])])
+
+
+def test_a_layer_of_zeros_is_refused_by_every_estimator():
+    model = probe()
+    model.hidden.weight.data.zero_()
+    for labels in ESTIMATORS:
+        with pytest.raises(ValueError, match=r"hidden.weight is 0 everywhere"):
+            embed(model, task(), labels=labels, steps=2)
+
+
+def test_a_loader_that_shuffles_does_not_move_the_global_stream():
+    ((x, y),) = task()
+    loader = DataLoader(TensorDataset(x, y), batch_size=10, shuffle=True)
+    model = probe()
+    before = torch.get_rng_state()
+    embed(model, loader)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_file_without_the_ending_is_found(tmp_path):
+    embedding = embed(probe(), task())
+    embedding.save(tmp_path / "task.dat")
+    assert torch.equal(TaskEmbedding.load(tmp_path / "task.dat").vector, embedding.vector)

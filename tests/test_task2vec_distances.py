@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mas import (
+    TaskEmbedding,
     asymmetric_distance,
     correlation_distance,
     cosine_distance,
@@ -165,3 +166,11 @@ def test_an_odd_one_out_is_least_typical():
 def test_the_distance_of_a_task_to_itself_does_not_count():
     tasks = [embedding(9.0, 0.0), embedding(0.1, 0.0)]  # each is as far from the other: they keep their order
     assert least_typical_order(tasks, distance="asymmetric") == [0, 1]
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_a_value_that_is_not_a_number_stays_one(name):
+    scale = torch.full((2,), 0.5, dtype=torch.float64)
+    bad = TaskEmbedding(torch.tensor([float("nan"), 1.0], dtype=torch.float64), scale, "probe")
+    good = TaskEmbedding(torch.ones(2, dtype=torch.float64), scale, "probe")
+    assert math.isnan(DISTANCES[name](bad, good))

@@ -110,7 +110,7 @@ def test_steps_to_an_accuracy():
     best = max(found.accuracies)
     expected = found.steps[found.accuracies.index(best)]
     assert reachability(probe(), train, test, **tune, accuracy=best).steps_to_accuracy == expected
-    assert reachability(probe(), train, test, **tune, accuracy=1.01).steps_to_accuracy is None
+    assert reachability(probe(), train, test, **tune, accuracy=1.0).steps_to_accuracy is None
     curve = Reachability((0, 5, 10), (0.1, 0.8, 0.7), 5)
     assert curve.accuracy == 0.7
 

@@ -17,7 +17,7 @@ def test_the_closed_form_on_a_linear_probe():
     model, batches = linear_probe(), [linear_task()]
     exact = embed(model, batches, beta=1e-6)
     found = embed(model, batches, beta=1e-6, labels="variational", steps=2000)
-    assert (found.vector / exact.vector - 1).abs().max() < 0.05
+    assert (found.vector / exact.vector - 1).abs().max() < 0.1
     variance = 1e-6 / found.precision
     prior = model[0].weight.detach().square().mean() + variance.mean()
     assert torch.allclose(found.scale, 1e-6 / prior.expand(4), rtol=1e-9)

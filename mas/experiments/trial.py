@@ -9,10 +9,10 @@ import torch
 from avalanche.models.dynamic_modules import avalanche_model_adaptation
 from torch import nn
 
-from mas.benchmarks import DATASETS, DeficitPlugin, make_deficit
+from mas.benchmarks import DATASETS, DeficitPlugin, experience_names, make_deficit
 from mas.experiments.build import make_strategy, model_for, optimizer_for
 from mas.experiments.cell import CellSettings, CellTraining, TrainingSettings
-from mas.experiments.config.embedding import ProbeNetwork
+from mas.experiments.config.embedding import EmbeddingOptions, ProbeNetwork
 from mas.experiments.config.schema import (
     DeficitOptions,
     Experiment,
@@ -25,6 +25,7 @@ from mas.experiments.config.schema import (
     parts_of,
 )
 from mas.experiments.config.yaml_source import Key, Source, nearest
+from mas.experiments.embedding import experiences_of
 from mas.experiments.errors import UserError
 from mas.experiments.options import ImportedOptions
 from mas.experiments.probe_network import probe_network, shape_of
@@ -99,6 +100,29 @@ def try_probe_network(options: ProbeNetwork, benchmark: Any, place: Key, source:
         model = model_for(trained_on, options.model, seed=0)
     with errors_at(source, (*place, "training", "optimizer")):
         optimizer_for(model, options.training)
+
+
+def try_tasks(benchmark: Any, options: EmbeddingOptions, place: Key, source: Source) -> None:
+    """Raise UserError if an experience cannot be embedded: it has one class, or too few images for the parts.
+
+    Args:
+        benchmark: of the stream.
+        options: of the embedding.
+        place: of the stream in the config.
+        source: of the config.
+    """
+    experiences = experiences_of(benchmark, options.data)
+    for name, experience in zip(experience_names(benchmark), experiences, strict=True):
+        labels, counts = torch.as_tensor(list(experience.dataset.targets)).unique(return_counts=True)
+        if len(labels) < 2:
+            where = source.where(place)
+            raise UserError(f"{where}: found task {name!r} with one class; a task to embed has two classes or more")
+        fewest = int(counts.min())
+        if fewest < options.parts:
+            raise UserError(
+                f"{source.where(('embedding', 'parts'))}: found {options.parts}, but a class of task {name!r} has "
+                f"{fewest} {options.data} images; allowed: at most {fewest}"
+            )
 
 
 def try_held_out(config: TrainingExperiment, selection: Selection, source: Source) -> None:

@@ -161,4 +161,4 @@ def _cosine(x: Tensor, y: Tensor) -> float:
     product = float(x.norm() * y.norm())
     if product == 0:
         return 0.0 if torch.equal(x, y) else 1.0
-    return max(0.0, 1 - float(x @ y) / product)
+    return max(1 - float(x @ y) / product, 0.0)  # in this order, NaN stays NaN

@@ -74,7 +74,7 @@ class TaskEmbedding:
     def save(self, path: str | Path) -> None:
         """Write the embedding as an ``.npz`` file, without pickled objects; ``.npz`` is added to a name without it."""
         np.savez(
-            Path(path),
+            _file(path),
             vector=self.vector.numpy(),
             scale=self.scale.numpy(),
             texts=np.array([self.probe, self.task, self.labels]),
@@ -92,9 +92,9 @@ class TaskEmbedding:
             ValueError: the file holds no embedding, or is damaged.
         """
         try:
-            return cls._read(Path(path))
+            return cls._read(_file(path))
         except _DAMAGED as error:
-            cause = " ".join(str(error).split())
+            cause = type(error).__name__
             raise ValueError(f"{path}: holds no task embedding ({cause}); give a file of TaskEmbedding.save") from None
 
     @classmethod
@@ -118,4 +118,10 @@ class TaskEmbedding:
 
 
 # what numpy raises for a file that is cut off, overwritten, or holds something else
-_DAMAGED = (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+_DAMAGED = (IsADirectoryError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+def _file(path: str | Path) -> Path:
+    """Return a path with the ending that NumPy gives to a file without it."""
+    path = Path(path)
+    return path if path.suffix == ".npz" else path.with_name(f"{path.name}.npz")

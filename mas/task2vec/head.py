@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import partial
 from itertools import chain
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mas.batches import Batch, Forward, labels_of, with_samples
+from mas.batches import Batch, Forward, batch_size, labels_of, run_forward, with_samples
 from mas.finite import check_finite
-from mas.importance import last_layer
 from mas.state import preserving_state
 
 _ITERATIONS = 500  # of L-BFGS, at most; a head is fitted long before
@@ -25,11 +25,43 @@ def samples_of(batches: Sequence[Batch], name: str = "batches") -> list[Batch]:
 
 
 def find_head(body: nn.Module, batch: Batch, forward: Forward | None) -> str:
-    """Return the name of the module that is called last, among those with parameters."""
-    owners = {name.rpartition(".")[0] for name in last_layer(body, batch, forward=forward)}
-    if len(owners) != 1 or "" in owners:
+    """Return the name of the module with parameters that begins last: a module begins before those inside it."""
+    owners = {_owner(name) for name, _ in body.named_parameters()} - {""}
+    called: list[str] = []
+    hooks = [body.get_submodule(name).register_forward_pre_hook(partial(_note_call, called, name)) for name in owners]
+    try:
+        with preserving_state(body), torch.no_grad():
+            (forward or run_forward)(body, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not called:
         raise ValueError("the probe has no last layer that a head could replace; name it: head='fc'")
-    return owners.pop()
+    return called[-1]
+
+
+def _owner(parameter: str) -> str:
+    """Return the name of the module that a parameter belongs to; "fc" for "fc.parametrizations.weight.original"."""
+    module, is_parametrized, _ = parameter.partition(".parametrizations.")
+    return module if is_parametrized else parameter.rpartition(".")[0]
+
+
+def _note_call(called: list[str], name: str, *arguments: object) -> None:
+    called.append(name)
+
+
+def check_head(model: nn.Module, head: str, batch: Batch, run: Forward) -> None:
+    """Raise ValueError if a network with a new head at ``head`` gives no output of shape (N, classes)."""
+    classes = model.get_submodule(head).out_features
+    try:
+        with preserving_state(model), torch.no_grad():
+            output = run(model, batch)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"after a new head at {head!r} the network fails ({reason}); name its last layer") from None
+    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[1] != classes:
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"with a new head at {head!r} the output is {found}, not (N, {classes}); name the last layer")
 
 
 def features_of(body: nn.Module, head: str, batches: Sequence[Batch], run: Forward) -> Tensor:
@@ -92,6 +124,10 @@ def _whole_numbers(batch: Batch) -> Tensor:
         raise ValueError(f"labels are a {type(labels).__name__}; give a tensor of whole numbers, shape (N,)")
     if labels.ndim != 1 or labels.is_floating_point():
         raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; give whole numbers, shape (N,)")
+    if len(labels) != batch_size(batch):
+        raise ValueError(
+            f"a batch has {batch_size(batch)} samples and {len(labels)} labels; give each sample one label"
+        )
     return labels
 
 

@@ -8,6 +8,7 @@ Source: Achille et al. 2019, Task2Vec: Task Embedding for Meta-Learning (ICCV).
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from typing import Literal, get_args
@@ -18,10 +19,19 @@ from torch import Tensor, nn
 
 from mas.batches import Batch, Forward, count_correct, run_forward
 from mas.importance import Labels, fisher_importance
-from mas.state import unwrap_model
+from mas.state import preserving_state, unwrap_model
 from mas.task2vec.embedding import BETA, TaskEmbedding
 from mas.task2vec.filters import filters_of, prior_variance
-from mas.task2vec.head import class_numbers, features_of, find_head, fit_head, put_head, samples_of, with_labels
+from mas.task2vec.head import (
+    check_head,
+    class_numbers,
+    features_of,
+    find_head,
+    fit_head,
+    put_head,
+    samples_of,
+    with_labels,
+)
 from mas.task2vec.variational import STEPS, fit_noise
 
 Estimator = Literal[Labels, "variational"]
@@ -47,9 +57,10 @@ def embed(
     """Return the embedding of a task: the Fisher information of a probe's filters, with a head fitted to the task.
 
     The head is a linear layer on the features that enter the probe's own. It is fitted to
-    convergence, from zeros, by L-BFGS in float64, so that the result does not depend on batches,
-    on the names of the classes or on chance. A filter is a row of a weight with two or more axes (an
-    output channel of a convolution); biases and normalisation are left out.
+    convergence, from zeros, by L-BFGS in float64, so that it does not depend on batches, on the
+    names of the classes or on chance. The estimators that draw ("sampled", "hutchinson") draw in the
+    order of the classes. A filter is a row of a weight with two or more axes (an output channel of
+    a convolution); biases and normalisation are left out.
 
     Args:
         probe: a network, such as one that was trained on many classes. It is left as it was.
@@ -64,7 +75,8 @@ def embed(
             below it count as unused in every distance; with a large β all tasks look trivial.
             The default was chosen on digits, see `mas.task2vec.BETA`.
         classes: the number of classes, if the labels are to be held against it.
-        weight_decay: of the head, above 0: keeps the fit finite where classes are separable.
+        weight_decay: of the head, above 0: keeps the fit finite where classes are separable. With few images of each
+            class, 1 gives much steadier embeddings than the default: see docs/task2vec.md.
         steps: of Adam, for "variational" alone; each is two forward and backward passes of a batch.
         forward: ``forward(model, batch)`` returns the logits; by default ``model(x)``.
         generator: draws for "sampled", "hutchinson" and "variational"; by default a new one, seeded 0,
@@ -78,14 +90,17 @@ def embed(
         FloatingPointError, RuntimeError: as `mas.fisher_importance`.
     """
     _check_options(labels, beta)
-    batches = samples_of(list(batches))
+    with preserving_state(probe):  # a loader may draw from the global random stream
+        batches = samples_of(list(batches))
     body = deepcopy(unwrap_model(probe)).eval()
     name = head or find_head(body, batches[0], forward)
     features = features_of(body, name, batches, forward or run_forward)
     y, names = class_numbers(batches, classes)
     fitted = fit_head(features, y, len(names), weight_decay)
     model = put_head(body, name, fitted)
+    check_head(model, name, batches[0], forward or run_forward)
     filters = filters_of(model, name)
+    prior = prior_variance(model, filters)
     relabelled = with_labels(batches, y)
     if labels == "variational":
         run = forward or run_forward
@@ -95,7 +110,7 @@ def embed(
             model, relabelled, labels=labels, forward=forward, generator=generator, max_bytes=max_bytes
         )
         vector = filters.mean(fisher)
-        scale = beta / prior_variance(model, filters)
+        scale = beta / prior
     logits = fitted(features)
     y = y.to(logits.device)
     return TaskEmbedding(
@@ -115,12 +130,12 @@ def embed(
 def _check_options(labels: str, beta: float) -> None:
     if labels not in ESTIMATORS:
         raise ValueError(f"labels is {labels!r}; known are {', '.join(map(repr, ESTIMATORS))}")
-    if not beta > 0:
-        raise ValueError(f"beta is {beta}; give a number above 0")
+    if not 0 < beta < math.inf:
+        raise ValueError(f"beta is {beta}; give a finite number above 0")
 
 
 def _digest(probe: nn.Module, head: str) -> str:
-    """Return a short text that differs where the probe's body differs."""
+    """Return a short text that differs where the parameters or buffers of the probe's body differ."""
     digest = hashlib.sha256()
     for name, tensor in _state(probe, head):
         digest.update(name.encode())

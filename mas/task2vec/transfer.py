@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mas.batches import Batch, Forward, count_correct, run_forward
-from mas.finite import check_finite
+from mas.finite import check_finite, check_weights
 from mas.state import preserving_state, unwrap_model
 from mas.task2vec.head import (
     class_numbers,
@@ -78,7 +78,8 @@ def reachability(
         momentum: of SGD.
         frozen: train the head alone, on features of eval mode. Otherwise the whole copy is trained in train mode.
         accuracy: stated accuracy on ``test``, from 0 to 1, for `Reachability.steps_to_accuracy`.
-        every: steps from one test to the next; there is one at step 0 and after the last step.
+        every: steps from one test to the next; there is one after the last step, and one at step 0, where the head
+            gives every sample the first class.
         forward: ``forward(model, batch)`` returns the logits; by default ``model(x)``.
         generator: draws the order of batches, and a seed for layers such as dropout; by default a
             new one, seeded 0, so that equal calls return equal results.
@@ -89,6 +90,10 @@ def reachability(
         FloatingPointError: the loss is not finite.
     """
     _check_options(steps, every, optimizer)
+    if not lr > 0 or not 0 <= momentum < 1:
+        raise ValueError(f"lr is {lr} and momentum {momentum}; give lr above 0, and momentum from 0 to below 1")
+    if accuracy is not None and not 0 <= accuracy <= 1:
+        raise ValueError(f"accuracy is {accuracy}; give a share from 0 to 1")
     generator = generator or torch.Generator().manual_seed(0)
     run = forward or run_forward
     train, test, classes = _same_classes(train, test)
@@ -110,6 +115,7 @@ def reachability(
             loss.backward()
             rule.step()
             if step % every == 0 or step == steps:
+                check_weights(copy)
                 accuracies[step] = _accuracy(copy, test, run)
     reached = [step for step, found in accuracies.items() if accuracy is not None and found >= accuracy]
     return Reachability(tuple(accuracies), tuple(accuracies.values()), min(reached, default=None))

@@ -21,7 +21,8 @@ STEPS = 1000
 
 On a small CNN trained on scikit-learn's digits, with batches of 64, the precisions of 80 filters then have the rank
 correlation 0.92 with those of the exact Fisher information for the ten digits, 0.93 for 3 and 8 (their logarithms
-correlate with 0.99). Twice as many steps bring the rank correlation to 0.94 and 0.97.
+correlate with 0.99). Twice as many steps bring the rank correlation to 0.94 and 0.97. With BatchNorm and 17 filters, on
+a network of 78 % accuracy, it was 0.60 only.
 """
 
 _RATE = 0.2  # of Adam at first; it falls to 0 by the last step

@@ -1,6 +1,7 @@
 """``experiment: distance_vs_forgetting``: its cells, its tables against plain loops, its figures and its page."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -324,3 +325,18 @@ def test_law_9_workers_cannot_matter(tmp_path):
     one, two = (run_experiment(config, tmp_path / str(n), workers=n) for n in (1, 2))
     assert [r.label for r in one.results.records] == ["naive", "from_scratch", "task2vec"]
     assert [without_time(r) for r in one.results.records] == [without_time(r) for r in two.results.records]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("benchmark.classes=1", "found task .* with one class; a task to embed has two classes or more"),
+        ("embedding.parts=100000", "embedding.parts: found 100000, but a class of task .* allowed: at most"),
+    ],
+)
+@pytest.mark.parametrize("name", ["distance_vs_forgetting_digits", "expert_selection_digits"])
+def test_tasks_that_cannot_be_embedded_are_refused(name, change, message):
+    if name == "expert_selection_digits" and change.startswith("benchmark"):
+        change = "benchmark={stream: split, dataset: digits, experiences: 10, scenario: class}"
+    with pytest.raises(UserError, match=message):
+        load_config(Path("configs") / f"{name}.yaml", [change])

@@ -41,5 +41,5 @@ def _expert(config: ExpertSelection, number: int | None) -> ExpertSettings:
 
 def _embedding(config: ExpertSelection) -> EmbeddingOptions:
     """Return how tasks are embedded: from no more images than experts are adapted with."""
-    own = config.embedding
-    return own.model_copy(update={"per_class": own.per_class or config.transfer.per_class})
+    given = [limit for limit in (config.embedding.per_class, config.transfer.per_class) if limit is not None]
+    return config.embedding.model_copy(update={"per_class": min(given, default=None)})

@@ -10,7 +10,7 @@ from mas.experiments.cell import CellSettings, CellTraining
 from mas.experiments.config.yaml_source import Source
 from mas.experiments.errors import UserError
 from mas.experiments.kinds.expert_selection.config import ExpertSelection
-from mas.experiments.trial import errors_at, try_benchmark, try_probe_network
+from mas.experiments.trial import errors_at, try_benchmark, try_probe_network, try_tasks
 
 
 def trial(config: ExpertSelection, every: Sequence[CellSettings], source: Source) -> None:
@@ -32,7 +32,4 @@ def _check_tasks(config: ExpertSelection, benchmark: Any, source: Source) -> Non
         raise UserError(
             f"{where}: found {config.experts}; the stream has {len(tasks)} experiences; allowed: 2 to {len(tasks)}"
         )
-    for number, task in enumerate(tasks):
-        if len(task.classes_in_this_experience) < 2:
-            where = source.where(("benchmark",))
-            raise UserError(f"{where}: experience {number} has one class; allowed: two or more in each")
+    try_tasks(benchmark, config.embedding, ("benchmark",), source)

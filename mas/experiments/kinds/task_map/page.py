@@ -11,7 +11,7 @@ from mas.experiments.report.sections import Headline, Page, Section, Table
 from mas.experiments.report.text import few_seeds, intervals, number, percent
 
 READING = {
-    "cosine": "From 0, the same filters in the same proportions, to 1, no filter in common.",
+    "cosine": "From 0, the same filters in the same proportions, towards 1; a filter that none uses counts as shared.",
     "asymmetric": (
         "The cosine distance less 0.15 of the first task's distance from the trivial task: a complex task makes a good "
         "start. It goes from the task of the row to that of the column, and is negative from a task to itself."
