@@ -24,7 +24,7 @@ from mas.experiments.runner import read_folder, run_experiment
 from mas.experiments.store import Store
 from tests.experiments.builders import TEXT, first_cell, made_up, make_record
 
-TRAIN_CELL = "mas.experiments.runner.run_cell"
+TRAIN_CELL = "mas.experiments.engines.task.run_cell"
 SMALL = ["seeds=1", "strategies=[{name: naive}, {name: joint}]"]
 
 
@@ -40,7 +40,7 @@ def run(config_file, tmp_path, monkeypatch):
     """Return a function that runs a small config, without training, and returns the folder."""
 
     def run_into(name="r", changes=()):
-        monkeypatch.setattr(TRAIN_CELL, lambda cell, keep_weights: made_up())
+        monkeypatch.setattr(TRAIN_CELL, lambda cell, keep_weights, checkpoints: made_up())
         config = load_config(config_file, [*SMALL, *changes], try_data=False)
         outcome = run_experiment(config, tmp_path / name, workers=1)
         write_report(Store(tmp_path / name), config, outcome.results)
