@@ -16,8 +16,8 @@ def test_the_closed_form_on_a_linear_probe():
     """Softmax regression has as its Hessian the Fisher information: β/σ² = F + β/λ², for noise that is small."""
     model, batches = linear_probe(), [linear_task()]
     exact = embed(model, batches, beta=1e-6)
-    found = embed(model, batches, beta=1e-6, labels="variational", steps=2000)
-    assert (found.vector / exact.vector - 1).abs().max() < 0.1
+    found = embed(model, batches, beta=1e-6, labels="variational", steps=4000)  # 2000 leave 5 % of noise
+    assert (found.vector / exact.vector - 1).abs().max() < 0.05
     variance = 1e-6 / found.precision
     prior = model[0].weight.detach().square().mean() + variance.mean()
     assert torch.allclose(found.scale, 1e-6 / prior.expand(4), rtol=1e-9)
