@@ -101,7 +101,7 @@ class _AGEMPlugin(AGEMPlugin):
     def __init__(self, patterns_per_experience: Count = 100, sample_size: Count = 64):
         super().__init__(patterns_per_experience, sample_size)
 
-    def after_restore(self) -> None:
+    def on_restore(self) -> None:
         """Make the loader of stored samples anew, after the plugin's state was restored."""
         if self.buffers:
             size = self.sample_size // len(self.buffers)

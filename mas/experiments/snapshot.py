@@ -214,8 +214,8 @@ class _Restore:
         self._put_optimizer(state["optimizer"])
         self._put_attributes(vars(self.strategy), state["attributes"])
         for own in self.made:
-            if hasattr(own, "after_restore"):
-                own.after_restore()
+            if hasattr(own, "on_restore"):
+                own.on_restore()
 
     def _put_optimizer(self, saved: Mapping[str, Plain]) -> None:
         optimizer = self.strategy.optimizer

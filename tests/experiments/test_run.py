@@ -352,11 +352,12 @@ def test_task_scenario_trains_one_head_per_task(config_file):
 def test_a_device_that_is_not_there_is_one_clear_error_and_writes_nothing(
     device, gpus, message, config_file, tmp_path, monkeypatch
 ):
+    config = load_config(config_file, [f"training.device={device}"])  # before: an optimizer asks for the GPU too
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UserError, match=message):
-        run_experiment(load_config(config_file, [f"training.device={device}"]), tmp_path / "r", workers=1)
+        run_experiment(config, tmp_path / "r", workers=1)
     assert not (tmp_path / "r").exists()
 
 

@@ -1,6 +1,7 @@
 """Maps of tasks: tables against slow references, figures, page, what is refused, and that a run is the same again."""
 
 import itertools
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -81,9 +82,14 @@ def contents(folder, left_out=("environment.json",)):
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in left_out:
-            lines = path.read_bytes().splitlines()
-            found[str(path.relative_to(folder))] = [line for line in lines if b'"seconds"' not in line]
+            content = path.read_bytes()
+            found[str(path.relative_to(folder))] = _without_times(content) if path.parent.name == "cells" else content
     return found
+
+
+def _without_times(record):
+    """Return the record of a cell but for what says how long it took, and where."""
+    return {key: value for key, value in json.loads(record).items() if key not in ("seconds", "provenance")}
 
 
 def random_embedding(generator, task, *, near=None):
