@@ -13,8 +13,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mas.experiments.events import Event, Progress
     from mas.experiments.report.sections import Headline
-    from mas.experiments.runner import Progress
 
 app = typer.Typer(
     help="Continual learning with memory-aware synapses: run experiments, compare who forgets what.",
@@ -210,7 +210,7 @@ def _progress() -> Iterator["Progress"]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from mas.experiments.runner import CellEnded, Started
+    from mas.experiments.events import CellEnded, Started
 
     bar = Progress(
         TextColumn("{task.description}"),
@@ -223,12 +223,13 @@ def _progress() -> Iterator["Progress"]:
     )
     task = bar.add_task("cells", total=None)
 
-    def show(event: Started | CellEnded) -> None:
+    def show(event: "Event") -> None:
         if isinstance(event, Started):
             if event.kept:
                 typer.echo(f"{event.kept} of {event.total} cells are finished already in {event.folder} and are kept")
             bar.update(task, total=event.total, completed=event.kept)
             bar.start()
+        if not isinstance(event, CellEnded):
             return
         bar.update(task, advance=1)
         if not sys.stdout.isatty() or event.status != "finished":

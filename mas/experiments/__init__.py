@@ -19,16 +19,20 @@ if TYPE_CHECKING:
     from mas.experiments.api import run as run
     from mas.experiments.embedding_file import load_embeddings as load_embeddings
     from mas.experiments.errors import UserError as UserError
-    from mas.experiments.runner import CellEnded as CellEnded
-    from mas.experiments.runner import Started as Started
+    from mas.experiments.events import CellAt as CellAt
+    from mas.experiments.events import CellEnded as CellEnded
+    from mas.experiments.events import CellStarted as CellStarted
+    from mas.experiments.events import Started as Started
 
 _HOME = {
     "run": "mas.experiments.api",
     "load": "mas.experiments.api",
     "Run": "mas.experiments.api",
     "load_embeddings": "mas.experiments.embedding_file",
-    "Started": "mas.experiments.runner",
-    "CellEnded": "mas.experiments.runner",
+    "Started": "mas.experiments.events",
+    "CellEnded": "mas.experiments.events",
+    "CellStarted": "mas.experiments.events",
+    "CellAt": "mas.experiments.events",
     "UserError": "mas.experiments.errors",
 }
 

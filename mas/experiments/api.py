@@ -11,12 +11,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from mas.experiments.config.schema import Experiment
+from mas.experiments.events import Progress, ignore
 from mas.experiments.read_config import load_config
 from mas.experiments.registry import kind_of
 from mas.experiments.report.sections import Headline
 from mas.experiments.reporting import write_report
 from mas.experiments.results import Results
-from mas.experiments.runner import Progress, read_folder, run_experiment
+from mas.experiments.runner import read_folder, run_experiment
 from mas.experiments.store import Store
 
 
@@ -92,7 +93,7 @@ def run(
     output: str | Path,
     workers: int | None = None,
     data: str | Path | None = None,
-    progress: Progress = lambda event: None,
+    progress: Progress = ignore,
 ) -> Run:
     """Train every cell of a config that ``output`` does not hold yet, and write tables, figures and a report.
 
@@ -102,7 +103,8 @@ def run(
         output: the folder for the results. A run that was stopped goes on where it was.
         workers: processes; by default one per core. Results do not depend on it.
         data: where data sets are; by default the config's ``data_root``, or ``MAS_DATA``.
-        progress: called with `mas.experiments.Started` once, and `mas.experiments.CellEnded` for each cell.
+        progress: called with `mas.experiments.Started` once, with `mas.experiments.CellStarted`,
+            `mas.experiments.CellAt` now and then, and `mas.experiments.CellEnded` for each cell.
 
     Returns:
         The run; cells that broke are in ``failed``.

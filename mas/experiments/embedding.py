@@ -13,6 +13,7 @@ from mas.experiments.build import draw_stream
 from mas.experiments.cell import Cell, EmbeddingSettings
 from mas.experiments.checkpoints import Checkpoints
 from mas.experiments.config.embedding import EmbeddingOptions
+from mas.experiments.context import CellContext
 from mas.experiments.errors import BLOW_UPS
 from mas.experiments.probe_network import Shape, probe_network, shape_of
 from mas.experiments.record import EmbeddingRecord, Outcome, outcome_from_plain
@@ -25,7 +26,7 @@ from mas.task2vec.variational import STEPS
 Batches = list[tuple[Tensor, Tensor]]
 
 
-def embed_cell(cell: Cell, keep_weights: bool = False, checkpoints: Checkpoints | None = None) -> Trained:
+def embed_cell(cell: Cell, keep_weights: bool = False, context: CellContext | None = None) -> Trained:
     """Embed every experience of a cell's stream, on one thread; there are no weights to keep.
 
     A cell that was stopped goes on with the experience after the last one that it saved.
@@ -34,6 +35,7 @@ def embed_cell(cell: Cell, keep_weights: bool = False, checkpoints: Checkpoints 
     if not isinstance(settings, EmbeddingSettings):
         raise TypeError(f"{cell.id} embeds nothing: its settings are {type(settings).__name__}")
     start = time.perf_counter()
+    checkpoints = context.checkpoints if context else None
     outcome = _saved(checkpoints)
     with as_cell():
         try:

@@ -10,10 +10,10 @@ from mas.batches import run_forward
 from mas.experiments.avalanche_types import Benchmark, Experience
 from mas.experiments.build import draw_stream, make_strategy
 from mas.experiments.cell import Cell, CellTraining, ExpertSettings
-from mas.experiments.checkpoints import Checkpoints
 from mas.experiments.config.embedding import EmbeddingOptions
 from mas.experiments.config.experts import FineTuning, TransferOptions
 from mas.experiments.config.schema import STRATEGY_MODELS
+from mas.experiments.context import CellContext
 from mas.experiments.embedding import Batches, in_shape, task_batches
 from mas.experiments.errors import BLOW_UPS
 from mas.experiments.probe_network import Shape, probe_network, shape_of
@@ -28,7 +28,7 @@ from mas.task2vec.head import features_of, find_head, put_head, zero_head
 _BATCH = 256  # of images whose features are computed: it changes no number but for rounding
 
 
-def measure_expert(cell: Cell, keep_weights: bool = False, checkpoints: Checkpoints | None = None) -> Trained:
+def measure_expert(cell: Cell, keep_weights: bool = False, context: CellContext | None = None) -> Trained:
     """Train an expert and adapt it to every experience of a cell's stream, on one thread; weights are not kept.
 
     Nothing is saved on the way: a cell that is stopped begins anew.

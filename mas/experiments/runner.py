@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,40 +13,13 @@ from mas.experiments.cell import Cell
 from mas.experiments.config.schema import Experiment, StreamOptions, devices_of, parts_of
 from mas.experiments.config.search import Choice
 from mas.experiments.engines.local import run_local
-from mas.experiments.engines.task import Failed, Stopped, Task
+from mas.experiments.engines.task import Failed, Stopped, Task, TaskQueue
 from mas.experiments.errors import UserError
+from mas.experiments.events import CellEnded, Progress, Started, ignore
 from mas.experiments.plan import Plan
 from mas.experiments.read_config import load_config
 from mas.experiments.results import Results, Tried, best
 from mas.experiments.store import Store
-
-
-@dataclass(frozen=True)
-class Started:
-    """The folder is taken, and cells are about to be trained."""
-
-    folder: Path
-    kept: int  # cells that are finished already
-    total: int
-
-
-@dataclass(frozen=True)
-class CellEnded:
-    """A cell was trained, diverged or failed."""
-
-    cell: Cell
-    status: str  # "finished", "diverged" or "failed"
-    reason: str | None = None
-    seconds: float | None = None
-
-    def __str__(self) -> str:
-        """Return the event in one line, such as ``mas-seed0: finished, 1.2 s``."""
-        reason = f" ({self.reason})" if self.reason else ""
-        seconds = "" if self.seconds is None else f", {self.seconds:.1f} s"
-        return f"{self.cell.id}: {self.status}{reason}{seconds}"
-
-
-Progress = Callable[[Started | CellEnded], None]
 
 
 @dataclass
@@ -59,7 +32,7 @@ class RunOutcome:
 
 
 def run_experiment(
-    config: Experiment, folder: Path, workers: int | None = None, progress: Progress = lambda event: None
+    config: Experiment, folder: Path, workers: int | None = None, progress: Progress = ignore
 ) -> RunOutcome:
     """Train every cell of a config that ``folder`` does not hold yet: first those that choose values.
 
@@ -67,7 +40,7 @@ def run_experiment(
         config: from `mas.experiments.read_config.load_config`.
         folder: for the results; finished cells in it are kept, others' results are refused.
         workers: processes; by default one per core. Results do not depend on it.
-        progress: called once the folder is taken, and with each cell as it ends.
+        progress: called with each event, see `mas.experiments.events`.
 
     Raises:
         UserError: the folder holds other results or cannot be written; there is no such device.
@@ -179,7 +152,7 @@ def _train_all(
     stopped = 0
     missing = [cell for cell in cells if store.read(cell) is None]
     tasks = [Task(cell, keep_weights, store.checkpoints(cell)) for cell in missing]
-    for task, result in run_local(tasks, workers):
+    for task, result in run_local(TaskQueue(tasks), workers, progress):
         cell = task.cell
         if isinstance(result, Stopped):
             stopped += 1

@@ -15,7 +15,7 @@ from mas.batches import count_correct
 from mas.experiments.avalanche_types import Benchmark, Experience, Strategy, Stream
 from mas.experiments.build import build_benchmark, build_strategy
 from mas.experiments.cell import THREADS, Cell, TrainingSettings
-from mas.experiments.checkpoints import Checkpoints
+from mas.experiments.context import CellContext
 from mas.experiments.continual import penalty_of, tune
 from mas.experiments.errors import BLOW_UPS, DivergedError
 from mas.experiments.probing import CellProbe, make_deficit_plugin, make_probes
@@ -35,17 +35,17 @@ class Trained:
     provenance: Provenance | None = None
 
 
-def train_cell(cell: Cell, keep_weights: bool = False, checkpoints: Checkpoints | None = None) -> Trained:
+def train_cell(cell: Cell, keep_weights: bool = False, context: CellContext | None = None) -> Trained:
     """Train and test one cell, on one thread; go on from its newest checkpoint, if there is one.
 
     Args:
         cell: to be trained.
         keep_weights: whether to return the weights.
-        checkpoints: of the cell; None saves nothing on the way.
+        context: where checkpoints are saved and progress is reported; None does neither.
     """
     start = time.perf_counter()
     with as_cell():
-        outcome, model = _train(cell, checkpoints)
+        outcome, model = _train(cell, context or CellContext())
     outcome = replace(outcome, seconds=round(outcome.seconds + time.perf_counter() - start, 3))
     return Trained(outcome, _weights(model) if keep_weights else None)
 
@@ -76,7 +76,7 @@ def _without_deprecations() -> Iterator[None]:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
-def _train(cell: Cell, checkpoints: Checkpoints | None) -> tuple[Outcome, nn.Module]:
+def _train(cell: Cell, context: CellContext) -> tuple[Outcome, nn.Module]:
     settings, seed = cell.training, cell.seed
     benchmark = build_benchmark(settings, seed)
     strategy = build_strategy(settings, benchmark, seed)
@@ -85,7 +85,7 @@ def _train(cell: Cell, checkpoints: Checkpoints | None) -> tuple[Outcome, nn.Mod
     tune_for = _tuner(strategy, settings, seed)
     size = len(benchmark.train_stream)
     outcome = Outcome(accuracy=[[None] * size for _ in range(size)])
-    resumable = Resumable(strategy, benchmark, outcome, checkpoints)
+    resumable = Resumable(strategy, benchmark, outcome, context.checkpoints)
     strategy.plugins.append(resumable)  # last: it saves what all others have done
     try:
         resumable.resume()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mas.experiments.checkpoints import Checkpoints, CheckpointWarning
+from mas.experiments.context import CellContext
 from mas.experiments.stopping import StoppedError
 from mas.experiments.training import train_cell
 from mas.strategies import STRATEGIES
@@ -53,13 +54,13 @@ def assert_same(found, expected):
 def train_killed(cell, folder, kills):
     """Train a cell that is killed after so many saves, one after another, and then to the end; return it."""
     with pytest.raises(KilledError):
-        train_cell(cell, True, KillingCheckpoints(folder, kills[0]))
+        train_cell(cell, True, CellContext(KillingCheckpoints(folder, kills[0])))
     for die_after in kills[1:]:
         try:
-            return train_cell(cell, True, KillingCheckpoints(folder, die_after))
+            return train_cell(cell, True, CellContext(KillingCheckpoints(folder, die_after)))
         except KilledError:
             continue
-    return train_cell(cell, True, Checkpoints(folder))
+    return train_cell(cell, True, CellContext(Checkpoints(folder)))
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
@@ -112,12 +113,12 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
     cell = cell_of("mas")
     expected = train_cell(cell, True)
     with pytest.raises(KilledError):
-        train_cell(cell, True, KillingCheckpoints(tmp_path, 6))
+        train_cell(cell, True, CellContext(KillingCheckpoints(tmp_path, 6)))
     older, newest = sorted(tmp_path.glob("*.pt"))
     content = newest.read_bytes()
     newest.write_bytes(content[: len(content) // 2])
     with pytest.warns(CheckpointWarning, match=f"{newest.name}: is damaged"):
-        found = train_cell(cell, True, Checkpoints(tmp_path))
+        found = train_cell(cell, True, CellContext(Checkpoints(tmp_path)))
     assert_same(found, expected)
     assert older.name == "4.pt"
 
@@ -126,13 +127,13 @@ def test_without_a_whole_checkpoint_a_cell_begins_anew(tmp_path):
     cell = cell_of("naive")
     (tmp_path / "3.pt").write_bytes(b"")
     with pytest.warns(CheckpointWarning):
-        found = train_cell(cell, True, Checkpoints(tmp_path))
+        found = train_cell(cell, True, CellContext(Checkpoints(tmp_path)))
     assert_same(found, train_cell(cell, True))
 
 
 def test_checkpoints_hold_plain_data(tmp_path):
     with pytest.raises(KilledError):
-        train_cell(cell_of("replay"), False, KillingCheckpoints(tmp_path, 5))
+        train_cell(cell_of("replay"), False, CellContext(KillingCheckpoints(tmp_path, 5)))
     for path in tmp_path.iterdir():
         torch.load(io.BytesIO(path.read_bytes()[32:]), weights_only=True)
 
@@ -142,10 +143,10 @@ def test_a_cell_that_is_asked_to_stop_saves_and_stops(tmp_path, monkeypatch):
     expected = train_cell(cell, True)
     monkeypatch.setattr("mas.experiments.resuming.stop_requested", lambda: True)
     with pytest.raises(StoppedError):
-        train_cell(cell, True, Checkpoints(tmp_path))
+        train_cell(cell, True, CellContext(Checkpoints(tmp_path)))
     assert list(tmp_path.glob("*.pt"))
     monkeypatch.undo()
-    assert_same(train_cell(cell, True, Checkpoints(tmp_path)), expected)
+    assert_same(train_cell(cell, True, CellContext(Checkpoints(tmp_path))), expected)
 
 
 def test_checkpoints_take_a_small_share_of_the_time(tmp_path, monkeypatch):

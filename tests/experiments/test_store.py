@@ -12,10 +12,11 @@ import yaml
 
 from mas.experiments.build import build_benchmark, model_for
 from mas.experiments.errors import UserError
+from mas.experiments.events import Started
 from mas.experiments.plan import Plan
 from mas.experiments.provenance import environment
 from mas.experiments.read_config import load_config
-from mas.experiments.runner import Started, read_folder, run_experiment
+from mas.experiments.runner import read_folder, run_experiment
 from mas.experiments.seeds import stream_seed
 from mas.experiments.store import Store
 from mas.experiments.training import train_cell

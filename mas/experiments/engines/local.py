@@ -6,45 +6,58 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
-from mas.experiments.engines.task import Failed, Result, Stopped, Task, attempt
+from mas.experiments.engines.task import Failed, Result, Stopped, Task, TaskQueue, attempt
+from mas.experiments.events import CellEvent, ignore
 from mas.experiments.stopping import request_stop, stop_requested, stopping_on_signals
 
 RETRIES = 1
 """How often a cell is begun again whose process died."""
 
+_POLL = 0.2  # seconds
 _GRACE = 4.0  # seconds that cells have to save a checkpoint when they are asked to stop
 
 
-def run_local(tasks: Sequence[Task], workers: int) -> Iterator[tuple[Task, Result]]:
+def run_local(
+    tasks: TaskQueue, workers: int, report: Callable[[CellEvent], None] = ignore
+) -> Iterator[tuple[Task, Result]]:
     """Yield each task with its result, as they end.
 
     The first Ctrl-C or SIGTERM asks all cells to save a checkpoint and stop, which takes a few seconds; the second one
     ends all processes at once.
 
     Args:
-        tasks: to be done, in this order.
+        tasks: to be done.
         workers: processes; with one, tasks are done in this process.
+        report: called with what the cells report.
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
         with stopping_on_signals(at_once=lambda: None):
-            for task in tasks:
-                yield task, Stopped() if stop_requested() else attempt(task)
+            yield from _run_here(tasks, report)
         return
-    pool = _Pool(tasks, workers)
+    pool = _Pool(tasks, workers, report)
     with stopping_on_signals(at_once=pool.kill):
         try:
             yield from pool.run()
         finally:
             pool.kill()
+
+
+def _run_here(tasks: TaskQueue, report: Callable[[CellEvent], None]) -> Iterator[tuple[Task, Result]]:
+    while len(tasks) and not stop_requested():
+        task = tasks.take()
+        if task is None:
+            time.sleep(_POLL)  # other processes do the rest
+        else:
+            yield task, attempt(task, report)
+    yield from ((task, Stopped()) for task in tasks.rest())
 
 
 @dataclass
@@ -55,82 +68,86 @@ class _Worker:
 
 
 class _Pool:
-    def __init__(self, tasks: Sequence[Task], workers: int):
-        self.waiting = deque(tasks)
+    def __init__(self, tasks: TaskQueue, workers: int, report: Callable[[CellEvent], None]):
+        self.tasks = tasks
+        self.report = report
         self.deaths: dict[str, int] = {}
         self.workers = [_start() for _ in range(workers)]
 
     def run(self) -> Iterator[tuple[Task, Result]]:
-        for worker in self.workers:
-            self._give(worker)
-        while any(worker.task for worker in self.workers):
-            if stop_requested():
-                yield from self._stop()
+        while not stop_requested():
+            for worker in self.workers:
+                if worker.task is None:
+                    self._give(worker, self.tasks.take())
+            if not len(self.tasks) and not self._busy():
                 return
-            for worker in self._ready(timeout=0.2):
-                ended = self._receive(worker)
-                if ended is not None:
-                    yield ended
-        yield from ((task, Stopped()) for task in self.waiting)
+            yield from self._results()
+        yield from self._stop()
 
     def kill(self) -> None:
         """End every process at once."""
         for worker in self.workers:
             worker.process.kill()
 
-    def _give(self, worker: _Worker) -> None:
-        """Give a worker the next task, if there is one."""
-        worker.task = self.waiting.popleft() if self.waiting and not stop_requested() else None
-        if worker.task is not None:
-            worker.connection.send_bytes(pickle.dumps(worker.task))
+    def _give(self, worker: _Worker, task: Task | None) -> None:
+        worker.task = task
+        if task is not None:
+            worker.connection.send_bytes(pickle.dumps(task))
 
-    def _ready(self, timeout: float) -> list[_Worker]:
-        """Return the workers that have a result, or have died."""
-        busy = [worker for worker in self.workers if worker.task]
-        handles = {worker.connection: worker for worker in busy}
-        return [handles[handle] for handle in wait(list(handles), timeout)]  # type: ignore[index]
+    def _busy(self) -> list[_Worker]:
+        return [worker for worker in self.workers if worker.task]
 
-    def _receive(self, worker: _Worker) -> tuple[Task, Result] | None:
-        """Return what a worker has sent; None if it died and its task is to be tried again."""
-        task = worker.task
-        if task is None:
-            return None
+    def _results(self) -> Iterator[tuple[Task, Result]]:
+        """Wait a moment for what workers send; pass on what they report, and yield the results."""
+        handles = {worker.connection: worker for worker in self._busy()}
+        if not handles:
+            time.sleep(_POLL)  # other processes do the rest
+        for handle in wait(list(handles), _POLL):
+            worker = handles[handle]  # type: ignore[index]
+            task = worker.task
+            found = self._receive(worker)
+            if isinstance(found, CellEvent):
+                self.report(found)
+            elif found is not None and task is not None:
+                yield task, found
+
+    def _receive(self, worker: _Worker) -> CellEvent | Result | None:
+        """Return what a worker has sent; None if it died and its task is begun again."""
         try:
-            result: Result = pickle.loads(worker.connection.recv_bytes())  # noqa: S301 - from our own process
+            found: CellEvent | Result = pickle.loads(worker.connection.recv_bytes())  # noqa: S301 - from our own process
         except (EOFError, ConnectionError):
-            return self._replace(worker, task)
-        self._give(worker)
-        return task, result
+            return self._replace(worker)
+        if not isinstance(found, CellEvent):
+            worker.task = None
+        return found
 
-    def _replace(self, worker: _Worker, task: Task) -> tuple[Task, Result] | None:
-        """Start another process in the place of one that died."""
+    def _replace(self, worker: _Worker) -> Result | None:
+        """Start another process in the place of one that died, and give it the same task, unless it died often."""
         worker.process.join()
         code = worker.process.exitcode
-        deaths = self.deaths[task.cell.id] = self.deaths.get(task.cell.id, 0) + 1
+        task = worker.task
         new = _start()
         worker.process = new.process
         worker.connection = new.connection
-        if deaths <= RETRIES:
-            self.waiting.appendleft(task)
-            self._give(worker)
+        worker.task = None
+        if task is None:
             return None
-        self._give(worker)
-        return task, Failed(f"its process died {deaths} times, {_cause(code)}; run again with fewer --workers")
+        deaths = self.deaths[task.cell.id] = self.deaths.get(task.cell.id, 0) + 1
+        if deaths <= RETRIES:
+            self._give(worker, task)
+            return None
+        return Failed(f"its process died {deaths} times, {_cause(code)}; run again with fewer --workers")
 
     def _stop(self) -> Iterator[tuple[Task, Result]]:
         """Ask every worker to stop, and yield what they send until the grace is over."""
-        for worker in self.workers:
-            if worker.task and worker.process.pid is not None:
+        for worker in self._busy():
+            if worker.process.pid is not None:
                 os.kill(worker.process.pid, signal.SIGTERM)
         end = time.monotonic() + _GRACE
-        while any(worker.task for worker in self.workers) and time.monotonic() < end:
-            for worker in self._ready(timeout=0.2):
-                task, worker_task = worker.task, worker.task
-                ended = self._receive(worker) if worker_task else None
-                worker.task = None
-                yield ended or (task, Stopped())  # type: ignore[misc]
-        yield from ((worker.task, Stopped()) for worker in self.workers if worker.task)
-        yield from ((task, Stopped()) for task in self.waiting)
+        while self._busy() and time.monotonic() < end:
+            yield from self._results()
+        yield from ((worker.task, Stopped()) for worker in self._busy() if worker.task)
+        yield from ((task, Stopped()) for task in self.tasks.rest())
 
 
 def _cause(code: int | None) -> str:
@@ -156,13 +173,17 @@ def _work(connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to every process; the parent passes it on
     signal.signal(signal.SIGTERM, lambda number, frame: request_stop())
     _end_with_parent()
+
+    def send(found: CellEvent | Result) -> None:
+        connection.send_bytes(pickle.dumps(found))
+
     while True:
         try:
             task: Task = pickle.loads(connection.recv_bytes())  # noqa: S301 - from our own process
         except EOFError:
             return
-        result = Stopped() if stop_requested() else attempt(task)
-        connection.send_bytes(pickle.dumps(result))
+        result = Stopped() if stop_requested() else attempt(task, send)
+        send(result)
 
 
 def _end_with_parent() -> None:

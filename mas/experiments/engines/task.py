@@ -1,11 +1,15 @@
 """What engines pass on: a cell to be done, and what came of it."""
 
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mas.experiments.cell import Cell
 from mas.experiments.checkpoints import Checkpoints
+from mas.experiments.context import CellContext
 from mas.experiments.errors import UserError
+from mas.experiments.events import CellEvent, CellStarted, ignore
 from mas.experiments.jobs import run_cell
 from mas.experiments.stopping import StoppedError
 from mas.experiments.training import Trained
@@ -35,11 +39,44 @@ class Stopped:
 Result = Trained | Failed | Stopped
 
 
-def attempt(task: Task) -> Result:
+class TaskQueue:
+    """Tasks that are to be done, each handed out once.
+
+    An engine takes a task only when it can begin it at once, so that several processes can share a list of cells.
+
+    Args:
+        tasks: in the order in which they are begun.
+        claim: called before a task is handed out. False means that another process does the cell now;
+            the task is offered again later.
+    """
+
+    def __init__(self, tasks: Sequence[Task], claim: Callable[[Task], bool] = lambda task: True):
+        self._waiting = deque(tasks)
+        self._claim = claim
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def take(self) -> Task | None:
+        """Return the next task that can be claimed; None if there is none at present."""
+        for _ in range(len(self._waiting)):
+            task = self._waiting.popleft()
+            if self._claim(task):
+                return task
+            self._waiting.append(task)
+        return None
+
+    def rest(self) -> list[Task]:
+        """Return the tasks that were not handed out."""
+        return list(self._waiting)
+
+
+def attempt(task: Task, report: Callable[[CellEvent], None] = ignore) -> Result:
     """Do a task; return in words what broke, so that one cell does not stop the others."""
     checkpoints = None if task.checkpoints is None else Checkpoints(task.checkpoints)
+    report(CellStarted(task.cell))
     try:
-        return run_cell(task.cell, task.keep_weights, checkpoints)
+        return run_cell(task.cell, task.keep_weights, CellContext(checkpoints, report))
     except StoppedError:
         return Stopped()
     except UserError as error:

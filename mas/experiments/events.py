@@ -1,0 +1,65 @@
+"""What happens in a run, as it happens: shown on the terminal, written to logs, kept for ``mas status``."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mas.experiments.cell import Cell
+
+
+@dataclass(frozen=True)
+class Started:
+    """The folder is taken, and cells are about to be trained."""
+
+    folder: Path
+    kept: int  # cells that are finished already
+    total: int
+
+
+@dataclass(frozen=True)
+class CellStarted:
+    """A worker has begun a cell, or goes on with it."""
+
+    cell: Cell
+
+
+@dataclass(frozen=True)
+class CellAt:
+    """How far a cell has come; sent now and then."""
+
+    cell: Cell
+    experience: int  # that is trained, counted from 0
+    experiences: int
+    epoch: int  # of this experience, counted from 0
+    epochs: int
+    share: float  # of the cell's training that is done, from 0 to 1
+    loss: float | None = None  # of the last batch
+    accuracy: float | None = None  # on the last batch
+
+
+@dataclass(frozen=True)
+class CellEnded:
+    """A cell was trained, diverged or failed."""
+
+    cell: Cell
+    status: str  # "finished", "diverged" or "failed"
+    reason: str | None = None
+    seconds: float | None = None
+
+    def __str__(self) -> str:
+        """Return the event in one line, such as ``mas-seed0: finished, 1.2 s``."""
+        reason = f" ({self.reason})" if self.reason else ""
+        seconds = "" if self.seconds is None else f", {self.seconds:.1f} s"
+        return f"{self.cell.id}: {self.status}{reason}{seconds}"
+
+
+CellEvent = CellStarted | CellAt
+"""What a worker sends while it does a cell."""
+
+Event = Started | CellEvent | CellEnded
+
+Progress = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """Do nothing with an event."""
