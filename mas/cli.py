@@ -68,20 +68,30 @@ def run(
             min=1, help="Processes; by default one per core. Results do not depend on it.", show_default=False
         ),
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Train the I-th of N shares of the cells only, as one job of an array."),
+    ] = None,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Add cells, such as further seeds, to a folder of a config with fewer.")
+    ] = False,
 ) -> None:
     """Train every strategy with every seed, then write tables, figures and a report.
 
-    Cells (one strategy, one seed) that are finished are not run again.
+    Cells (one strategy, one seed) that are finished are not run again. Several processes may share a folder.
     """
     with _user_errors():
         from mas import experiments
 
         folder = output or Path("runs") / config.stem
+        own: dict[str, Any] = {"output": folder, "workers": workers, "data": data, "shard": shard, "extend": extend}
         with _progress() as show:
-            done = experiments.run(config, changes or [], output=folder, workers=workers, data=data, progress=show)
+            done = experiments.run(config, changes or [], **own, progress=show)
         for line in done.failed:
             typer.echo(f"error: {line}", err=True)
-        if done.outcomes.records:
+        if done.shard:
+            typer.echo(str(done.shard))
+        if done.outcomes.records and not (done.shard and done.shard.left):
             _print(done.headline())
             typer.echo(f"report: {folder / 'report.html'}")
         if done.failed:

@@ -346,7 +346,7 @@ def test_folders_of_another_user(run, tmp_path):
             with as_owner():
                 own.chmod(0o555)
         before = content(folder)
-        assert "config.yaml: cannot be written (Permission denied); finished cells are kept" in complaint(run)
+        assert ": cannot be written (Permission denied); finished cells are kept" in complaint(run)
         assert content(folder) == before
 
 

@@ -48,11 +48,18 @@ class TaskQueue:
         tasks: in the order in which they are begun.
         claim: called before a task is handed out. False means that another process does the cell now;
             the task is offered again later.
+        is_done: called before that. True means that another process has done the cell; the task is dropped.
     """
 
-    def __init__(self, tasks: Sequence[Task], claim: Callable[[Task], bool] = lambda task: True):
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        claim: Callable[[Task], bool] = lambda task: True,
+        is_done: Callable[[Task], bool] = lambda task: False,
+    ):
         self._waiting = deque(tasks)
         self._claim = claim
+        self._is_done = is_done
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -61,10 +68,16 @@ class TaskQueue:
         """Return the next task that can be claimed; None if there is none at present."""
         for _ in range(len(self._waiting)):
             task = self._waiting.popleft()
+            if self._is_done(task):
+                continue
             if self._claim(task):
                 return task
             self._waiting.append(task)
         return None
+
+    def give_back(self, task: Task) -> None:
+        """Offer a task again that was handed out."""
+        self._waiting.append(task)
 
     def rest(self) -> list[Task]:
         """Return the tasks that were not handed out."""
