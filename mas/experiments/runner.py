@@ -65,10 +65,10 @@ def run_experiment(
         raise UserError(f"workers: found {workers}; allowed: at least 1, or None for one per core")
     plan, store, workers = Plan(config), Store(folder), workers or default_workers()
     kept = _claim(plan, store, extend)
-    progress(Started(folder, kept, len(plan.every_cell())))
+    progress(Started(folder, len(kept), len(plan.every_cell())))
     ids = shard.ids(plan) if shard else None
     with CellLocks(folder) as locks:
-        shared = SharedCells(store, locks, progress)
+        shared = SharedCells(store, locks, progress, kept)
         _train_all(share_of(plan.trying_cells(), ids), shared, workers)
         cells = plan.cells(choices(plan, read_tries(plan, store)))
         store.refuse_others(cells)
@@ -77,7 +77,7 @@ def run_experiment(
     if not failed and shard is None:
         failed = [f"{x}: every value tried diverged; give others" for x in results.tries if x not in results.chosen]
     done = _shard_done(shard, plan, results, store) if shard else None
-    return RunOutcome(results, kept, failed, done)
+    return RunOutcome(results, len(kept), failed, done)
 
 
 def default_workers() -> int:
@@ -144,8 +144,8 @@ def _check_device(device: str) -> None:
         raise UserError("training.device: found 'mps', but torch cannot use it here; set training.device=cpu")
 
 
-def _claim(plan: Plan, store: Store, extend: bool) -> int:
-    """Take the folder for the cells of a plan; return how many of them are finished already."""
+def _claim(plan: Plan, store: Store, extend: bool) -> frozenset[str]:
+    """Take the folder for the cells of a plan; return the ids of those that are finished already."""
     chosen = choices(plan, read_tries(plan, store)) if store.folder.is_dir() else {}
     to_report, waiting = plan.cells(chosen), plan.waiting(chosen)
     cells = [*plan.trying_cells(), *to_report]
@@ -154,10 +154,10 @@ def _claim(plan: Plan, store: Store, extend: bool) -> int:
     data = _fingerprints(plan.config)
     store.refuse(cells, waiting, data)
     refuse_other_config(store, plan, extend=extend)
-    kept = sum(store.has(cell) for cell in cells)
+    kept = frozenset(cell.id for cell in cells if store.has(cell))
     with store.exclusive("folder"):
         refuse_other_config(store, plan, extend=extend)  # another process may have taken the folder meanwhile
-        store.claim(plan.config.plain(), data, trains=bool(waiting) or kept < len(cells))
+        store.claim(plan.config.plain(), data, trains=bool(waiting) or len(kept) < len(cells))
     return kept
 
 

@@ -38,9 +38,11 @@ class ShardDone:
         """Return it as one line for the terminal."""
         line = f"shard {self.shard}: {self.done} of {self.total} cells are done"
         if self.waiting:
-            line += f"; {self.waiting} wait for values that other shards try: merge the folders and run again"
+            line += f"; {self.waiting} wait for values that other shards try: run this again when those are done"
         if self.left:
-            return f"{line}; no report yet, as {self.left} cells of the config are not in this folder"
+            line += (
+                f"; the folder lacks {self.left} of the config's cells, so no report yet: join folders with mas merge"
+            )
         return line
 
 

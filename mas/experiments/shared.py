@@ -26,6 +26,7 @@ class SharedCells:
         store: the folder.
         locks: of its cells.
         progress: called with each event.
+        kept: ids of the cells that were finished when the run began; of these nothing is reported.
         failed: a line for each cell that broke, here or in another process.
         stopped: how many cells were stopped.
     """
@@ -33,6 +34,7 @@ class SharedCells:
     store: Store
     locks: CellLocks
     progress: Progress
+    kept: frozenset[str] = frozenset()
     failed: list[str] = field(default_factory=list)
     stopped: int = 0
     _begun: dict[str, str] = field(default_factory=dict)  # id -> when
@@ -45,9 +47,11 @@ class SharedCells:
 
     def queue(self, cells: Sequence[Cell], *, keep_weights: bool) -> TaskQueue:
         """Return the cells that are not finished, as tasks to be taken one by one."""
-        missing = [cell for cell in cells if not self.store.has(cell)]
-        tasks = [Task(cell, keep_weights, self.store.checkpoints(cell)) for cell in missing]
-        return TaskQueue(tasks, self._claim, self._is_done)
+        began_without = [cell for cell in cells if cell.id not in self.kept]
+        tasks = [Task(cell, keep_weights, self.store.checkpoints(cell)) for cell in began_without]
+        self._looked = float("-inf")
+        missing = [task for task in tasks if not self._is_done(task)]
+        return TaskQueue(missing, self._claim, self._is_done)
 
     def report(self, event: CellEvent) -> None:
         """Pass on what a cell reports, and keep it with the lock, for ``mas status``."""
