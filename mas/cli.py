@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mas.cli_folder import register
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -274,3 +276,6 @@ def _console() -> "Console":
 
     width = None if sys.stdout.isatty() else 120
     return Console(width=width, markup=False, emoji=False)  # names of folders and classes may look like markup
+
+
+register(app, _user_errors)

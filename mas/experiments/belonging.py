@@ -29,13 +29,10 @@ def refuse_other_config(store: Store, plan: Plan, *, extend: bool = False) -> No
     Raises:
         UserError: with the first difference.
     """
-    there = plain_config(store)
-    if there is None or compared(there) == compared(plan.config.plain()):
-        return
-    known = _read(there)
-    difference = _difference(there if known is None else known.plain(), plan.config)
+    difference = config_difference(store, plan.config)
     if difference is None:
         return
+    known = _read(plain_config(store) or {})
     changed = "the folder's config cannot be read" if known is None else _changed_cell(Plan(known), plan)
     if extend and changed is None:
         return
@@ -43,6 +40,15 @@ def refuse_other_config(store: Store, plan: Plan, *, extend: bool = False) -> No
         raise UserError(f"{store.folder}: cannot be extended: {changed}; {_OTHERWISE}")
     adding = "add cells to it with --extend, or " if changed is None else ""
     raise UserError(f"{store.folder}: is of another config: {difference}; {adding}{_OTHERWISE}")
+
+
+def config_difference(store: Store, config: Experiment) -> str | None:
+    """Return in words the first difference of a folder's config; None if there is none, or no config there."""
+    there = plain_config(store)
+    if there is None or compared(there) == compared(config.plain()):
+        return None
+    known = _read(there)
+    return _difference(there if known is None else known.plain(), config)
 
 
 def compared(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class ShardDone:
     done: int
     total: int
     waiting: int  # cells of the shard whose settings are chosen by cells that are not finished
-    left: int  # cells of the whole config that are not finished in this folder
+    left: int  # cells of the whole config that are not in this folder
 
     def __str__(self) -> str:
         """Return it as one line for the terminal."""
@@ -40,9 +40,8 @@ class ShardDone:
         if self.waiting:
             line += f"; {self.waiting} wait for values that other shards try: run this again when those are done"
         if self.left:
-            line += (
-                f"; the folder lacks {self.left} of the config's cells, so no report yet: join folders with mas merge"
-            )
+            line += f"; the folder lacks {self.left} of the config's cells, so there is no report yet"
+            line += ": once all are there, mas merge or a last mas run makes it"
         return line
 
 

@@ -383,14 +383,14 @@ def first_difference(there: Any, here: Any, key: str = "") -> tuple[str, Any, An
         for name in [*there, *here]:
             if there.get(name) != here.get(name):
                 return first_difference(there.get(name), here.get(name), f"{key}.{name}".lstrip("."))
-    if _is_list_of_maps(there) and _is_list_of_maps(here) and len(there) == len(here):
+    if _is_list_of_parts(there) and _is_list_of_parts(here) and len(there) == len(here):
         number = next((n for n, pair in enumerate(zip(there, here, strict=True)) if pair[0] != pair[1]), 0)
         return first_difference(there[number], here[number], f"{key}.{number}".lstrip("."))
     return key, there, here
 
 
-def _is_list_of_maps(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(entry, dict) for entry in value)
+def _is_list_of_parts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(entry, dict | list) for entry in value)
 
 
 def _ids(folder: Path) -> set[str]:

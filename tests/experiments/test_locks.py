@@ -79,10 +79,15 @@ def test_only_one_process_takes_a_lock_until_it_is_given_back(tmp_path):
 
 
 def test_at_the_end_every_lock_is_given_back(tmp_path):
-    with pytest.raises(ZeroDivisionError), CellLocks(tmp_path) as locks:
-        assert locks.take("a")
-        assert locks.take("b")
-        raise ZeroDivisionError
+    def breaks():
+        with CellLocks(tmp_path) as locks:
+            assert locks.take("a")
+            assert locks.take("b")
+            assert len(locks_of(tmp_path / "locks")) == 2
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        breaks()
     assert locks_of(tmp_path / "locks") == []
 
 

@@ -78,7 +78,7 @@ def test_two_runs_of_one_folder_train_each_cell_once_and_end_alike(workers, conf
     outputs = [process.communicate(timeout=200)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     every = ids(config_file)
-    assert Counter(sum((named(output, "CellStarted") for output in outputs), [])) == Counter(every)
+    assert Counter(name for output in outputs for name in named(output, "CellStarted")) == Counter(every)
     for output in outputs:
         ended = named(output, "CellEnded")
         assert set(ended) <= set(every)
@@ -219,8 +219,8 @@ def test_a_shard_does_every_nth_cell_and_says_what_waits_for_others(config_file,
     assert Store(tmp_path / "one").finished_ids() == set(ready)
     assert str(done.shard) == (
         f"shard 2/3: {len(ready)} of 4 cells are done; {4 - len(ready)} wait for values that other shards try: run "
-        f"this again when those are done; the folder lacks {12 - len(ready)} of the config's cells, so no report yet: "
-        "join folders with mas merge"
+        f"this again when those are done; the folder lacks {12 - len(ready)} of the config's cells, so there is no "
+        "report yet: once all are there, mas merge or a last mas run makes it"
     )
 
 
