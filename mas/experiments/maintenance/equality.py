@@ -63,8 +63,12 @@ def differences_of_environments(there: Environment, here: Environment) -> list[s
         if old != new:
             lines.append(f"{name}: {old} there and {new} here")
     if there.git_commit != here.git_commit:
-        lines.append(f"code: {there.git_commit} there and {here.git_commit} here")
+        lines.append(f"code: {_short(there.git_commit)} there and {_short(here.git_commit)} here")
     return lines
+
+
+def _short(commit: str | None) -> str | None:
+    return commit and commit[:12]
 
 
 def _without_times(outcome: Outcome) -> Any:

@@ -39,7 +39,7 @@ class Verified:
 
     def lines(self) -> list[str]:
         """Return what people read."""
-        lines = [*self.notes, f"{self.records} records checked: {len(self.problems) or 'no'} problems"]
+        lines = [*self.notes, f"{self.records} records checked, problems found: {len(self.problems)}"]
         lines += [f"error: {problem}" for problem in self.problems]
         if self.repeated and self.difference is None:
             lines.append(f"{self.repeated}: was run again: its numbers are the same to the bit")
