@@ -51,7 +51,7 @@ def run_experiment(
         raise UserError(f"workers: found {workers}; allowed: at least 1, or None for one per core")
     plan, store, workers = Plan(config), Store(folder), workers or default_workers()
     kept = _claim(plan, store)
-    progress(Started(folder, kept, len(plan.every_cell())))
+    progress(Started(folder, kept, len(plan.every_cell()), workers))
     failed = _train_all(plan.trying_cells(), store, workers, progress)
     chosen = choices(plan, read_tries(plan, store))
     cells = plan.cells(chosen)
