@@ -1,7 +1,7 @@
 """What happens in a run, as it happens: shown on the terminal, written to logs, kept for ``mas status``."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ class Started:
     folder: Path
     kept: int  # cells that are finished already
     total: int
-    workers: int = 1  # processes that are to do the rest
+    workers: int = field(default=1, compare=False)  # that are to do the rest; it depends on the machine
 
 
 @dataclass(frozen=True)
