@@ -1,12 +1,14 @@
 """The ``mas`` command. Heavy imports happen inside the commands, so that help is quick."""
 
+import atexit
 import io
+import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -83,11 +85,15 @@ def run(
     Cells (one strategy, one seed) that are finished are not run again. Several processes may share a folder.
     """
     with _user_errors():
-        from mas import experiments
+        from mas.experiments.early import check_early
 
         folder = output or Path("runs") / config.stem
+        check_early(config, changes or [], folder)
+        typer.echo(f"reading {config}")  # what follows imports torch, which takes seconds
+        from mas import experiments
+
         own: dict[str, Any] = {"output": folder, "workers": workers, "data": data, "shard": shard, "extend": extend}
-        with _progress() as show:
+        with _showing() as show:
             done = experiments.run(config, changes or [], **own, progress=show)
         for line in done.failed:
             typer.echo(f"error: {line}", err=True)
@@ -104,6 +110,10 @@ def run(
 def check(config: ConfigFile, changes: Changes = None, data: Data = None) -> None:
     """Validate a config and print its cells, without running them."""
     with _user_errors():
+        from mas.experiments.early import check_early
+
+        check_early(config, changes or [])
+        _say_reading(config)
         from mas.experiments.plan import Plan
         from mas.experiments.read_config import load_config
 
@@ -119,6 +129,7 @@ def report(
 ) -> None:
     """Make the tables, figures and the report of a run anew from its cells."""
     with _user_errors():
+        _say_reading(folder)
         from mas import experiments
 
         _print(experiments.load(folder).report())
@@ -132,6 +143,7 @@ def compare(
 ) -> None:
     """Compare the strategies that two runs have in common, paired by seed."""
     with _user_errors():
+        _say_reading(first)
         from rich.table import Table
 
         from mas.experiments.compare import compare_folders
@@ -178,7 +190,28 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # one that knows no Greek letters, such as ASCII, shows their numbers
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    app()
+    try:
+        app()
+    except SystemExit as ended:
+        _leave(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+    _leave(0)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process without taking apart what was imported: that takes seconds, and there is nothing left to do."""
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:
+        code = code or _CLOSED
+    os._exit(code)
+
+
+def _say_reading(place: Path) -> None:
+    """Show on a terminal that something is going on: what follows imports torch, which takes seconds."""
+    if sys.stderr.isatty():
+        typer.echo(f"reading {place}", err=True)
 
 
 @contextmanager
@@ -194,8 +227,11 @@ def _user_errors() -> Iterator[None]:
             typer.echo(f"error: {line}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        typer.echo("interrupted; finished cells are kept: run the same command again to go on", err=True)
+        typer.echo(f"interrupted; {_HOW_TO_GO_ON}", err=True)
         raise typer.Exit(130) from None
+    except BrokenPipeError:
+        _discard_output()
+        raise typer.Exit(_CLOSED) from None
 
 
 @contextmanager
@@ -217,42 +253,41 @@ def _notes() -> Iterator[None]:
 
 
 @contextmanager
-def _progress() -> Iterator["Progress"]:
-    """Show cells as they end: a bar with the time left on a terminal, else a line each."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _showing() -> Iterator["Progress"]:
+    """Yield what shows the events of a run. When the output is closed, as by ``| head``, the run stops as by Ctrl-C."""
+    from mas.experiments.stopping import request_stop
+    from mas.experiments.terminal import showing
 
-    from mas.experiments.events import CellEnded, Started
+    is_closed = False
+    with showing(sys.stdout) as show:
 
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-        console=Console(),
-        disable=not sys.stdout.isatty(),
-    )
-    task = bar.add_task("cells", total=None)
+        def show_or_stop(event: "Event") -> None:
+            nonlocal is_closed
+            try:
+                show(event)
+            except BrokenPipeError:
+                is_closed = True
+                _discard_output()
+            if is_closed:
+                request_stop()
 
-    def show(event: "Event") -> None:
-        if isinstance(event, Started):
-            if event.kept:
-                typer.echo(f"{event.kept} of {event.total} cells are finished already in {event.folder} and are kept")
-            bar.update(task, total=event.total, completed=event.kept)
-            bar.start()
-        if not isinstance(event, CellEnded):
-            return
-        bar.update(task, advance=1)
-        if not sys.stdout.isatty() or event.status != "finished":
-            done, total = bar.tasks[0].completed, bar.tasks[0].total or 0
-            line = f"{done:.0f}/{total:.0f} {event}"
-            bar.console.print(line, highlight=False, soft_wrap=True, markup=False)
+        try:
+            yield show_or_stop
+        except KeyboardInterrupt:
+            if not is_closed:
+                raise
+            typer.echo("the output was closed: " + _HOW_TO_GO_ON, err=True)
+            raise typer.Exit(_CLOSED) from None
 
-    try:
-        yield show
-    finally:
-        bar.stop()
+
+_HOW_TO_GO_ON = "finished cells are kept: run the same command again to go on"
+_CLOSED = 141  # what a shell says of a program that was ended by a closed pipe
+
+
+def _discard_output() -> None:
+    """Write nothing more to an output that is closed, not even what Python still holds when it ends."""
+    with suppress(OSError, ValueError):  # a stream without a file, as in tests
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print(shown: "Headline") -> None:
@@ -275,7 +310,12 @@ def _console() -> "Console":
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 120
-    return Console(width=width, markup=False, emoji=False)  # names of folders and classes may look like markup
+
+    class Lines(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would end the process here
+
+    return Lines(width=width, markup=False, emoji=False)  # names of folders and classes may look like markup
 
 
 register(app, _user_errors)

@@ -1,7 +1,10 @@
 """The command as a user types it: what it prints, its exit codes, no tracebacks."""
 
+import io
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -43,6 +46,7 @@ def mas(*arguments):
 def test_run_then_run_again(here):
     first = mas("run", "small.yaml", "--workers", "1")
     assert first.exit_code == 0
+    assert first.output.splitlines()[:2] == ["reading small.yaml", "4 cells to train on 1 worker"]
     assert "1/4 naive-seed0: finished, " in first.output
     assert "4/4 mas-seed1: finished, " in first.output
     assert "report: runs/small/report.html" in first.output
@@ -66,7 +70,8 @@ def test_a_refused_folder_gets_one_line_and_no_talk_of_cells_that_are_kept(here,
     mas("run", "small.yaml", "--workers", "1")
     refused = mas("run", "small.yaml", "--workers", "1", "--set", change)
     assert refused.exit_code == 2
-    assert refused.output.splitlines() == [
+    assert refused.stdout == "reading small.yaml\n"
+    assert refused.stderr.splitlines() == [
         f"error: runs/small: holds other results: {reason}; choose another folder with --output, or delete this one"
     ]
 
@@ -223,8 +228,9 @@ def test_list_explains_every_name(here):
 def test_a_users_mistake_is_one_line_and_exit_code_2(here, arguments, message):
     done = mas(*arguments)
     assert done.exit_code == 2
-    assert message in done.output
-    assert len(done.output.splitlines()) == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout in ("", "reading small.yaml\n")
     assert not (here / "runs").exists()
 
 
@@ -285,3 +291,148 @@ def test_as_a_process_with_two_workers(here):
     assert done.returncode == 0
     assert "4/4" in done.stdout
     assert done.stderr == ""
+
+
+# The first sign of life, the closed pipe, the terminal.
+
+
+def in_fresh_python(here, *arguments):
+    """Return how a command ends in a new process, and the heavy modules that it has imported by then."""
+    code = (
+        "import atexit, sys, mas.cli\n"
+        "heavy = ('torch', 'avalanche', 'numpy', 'pandas', 'matplotlib')\n"
+        "atexit.register(lambda: print('heavy:', *(name for name in heavy if name in sys.modules)))\n"
+        f"sys.argv = ['mas', *{arguments!r}]\n"
+        "mas.cli.main()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=here, env=environment)
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "smal.yaml"), "smal.yaml: no such file, did you mean 'small.yaml'?"),
+        (("check", "smal.yaml"), "smal.yaml: no such file, did you mean 'small.yaml'?"),
+        (("run", "broken.yaml"), "broken.yaml:1: not plain YAML: "),
+        (("run", "empty.yaml"), "empty.yaml:1: found an empty file; "),
+        (("run", "small.yaml", "--set", "seeds"), "--set seeds: expected key=value, "),
+        (
+            ("run", "small.yaml", "--set", "strategies.7.lam=1"),
+            "--set strategies.7.lam=1: there is no 7 in a list of 2",
+        ),
+        (("run", "small.yaml", "--output", "small.yaml"), "small.yaml: is a file; expected a folder for results"),
+        (("run", "small.yaml", "--workers", "0"), "Invalid value for '--workers'"),
+    ],
+)
+def test_what_can_be_found_early_is_found_before_torch_is_imported(here, arguments, message):
+    Path("broken.yaml").write_text("a: [1")
+    Path("empty.yaml").write_text("")
+    done = in_fresh_python(here, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == "heavy:\n"
+
+
+def test_the_process_ends_with_the_code_of_the_command(here):
+    assert in_fresh_python(here, "--version").returncode == 0
+    assert in_fresh_python(here, "no-such-command").returncode == 2
+
+
+class ClosedPipe(io.StringIO):
+    """An output that is closed by its reader after some lines."""
+
+    def __init__(self, lines):
+        super().__init__()
+        self.left = lines
+
+    def write(self, text):
+        if self.left <= 0:
+            raise BrokenPipeError
+        self.left -= text.count("\n")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("lines", [1, 2, 3])
+def test_a_closed_pipe_stops_a_run_as_ctrl_c_does(here, monkeypatch, capfd, lines):
+    output = ClosedPipe(lines)
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", output)
+        with pytest.raises(SystemExit) as ended:
+            app(["run", "small.yaml", "--workers", "1"])
+    assert ended.value.code == 141
+    error = capfd.readouterr().err
+    assert error == "the output was closed: finished cells are kept: run the same command again to go on\n"
+    done = len(list((here / "runs/small/cells").glob("*.json")))
+    assert done == max(0, lines - 1)
+    again = mas("run", "small.yaml", "--workers", "1")
+    assert again.exit_code == 0
+    assert "4/4 mas-seed1: finished" in again.output
+
+
+@pytest.mark.parametrize("arguments", [("check", "small.yaml"), ("list",)])
+def test_a_closed_pipe_ends_other_commands_in_silence(here, monkeypatch, capfd, arguments):
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", ClosedPipe(2))
+        with pytest.raises(SystemExit) as ended:
+            app(list(arguments))
+    assert ended.value.code == 141
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_head_ends_a_run_cleanly(here, workers):
+    run = [sys.executable, "-m", "mas", "run", "small.yaml", "--set", "seeds=200", "--workers", workers]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": here, "env": environment}
+    with subprocess.Popen(run, **pipe) as process:
+        lines = [process.stdout.readline() for _ in range(3)]
+        process.stdout.close()
+        error = process.stderr.read()
+    assert process.returncode == 141
+    assert error == "the output was closed: finished cells are kept: run the same command again to go on\n"
+    assert lines[2].startswith("1/400 ")
+    assert len(list((here / "runs/small/cells").glob("*.json"))) < 400
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+def test_on_a_terminal_there_is_a_line_for_each_running_cell(here):
+    import pty
+
+    parent, child = pty.openpty()
+    command = [sys.executable, "-m", "mas", "run", "small.yaml", "--workers", "2", "--set", "training.epochs=1000"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "120", "LINES": "30"}
+    with subprocess.Popen(command, stdout=child, stderr=child, cwd=here, env=environment) as process:
+        os.close(child)
+        shown = b""
+        while b"epoch 500/1000" not in shown and (part := read_from(parent)):
+            shown += part
+            if shown.count(b"left 0:00:") > 20:
+                break
+        process.send_signal(signal.SIGINT)
+        while part := read_from(parent):
+            shown += part
+    os.close(parent)
+    assert process.returncode == 130
+    text = shown.decode()
+    assert "reading small.yaml" in text
+    assert "4 cells to train on 2 workers" in text
+    assert re.search(r"naive-seed0 +\d+ %  experience [12]/2  epoch \d+/1000 +loss [\d.]+ +accuracy [\d.]+ %", text)
+    assert re.search(r"mas-seed0 +\d+ %  experience", text)
+    assert "0/4 cells" in text
+    assert "interrupted; finished cells are kept" in text
+
+
+def read_from(handle):
+    """Return what a pseudo-terminal shows next; nothing once the other end is closed."""
+    try:
+        return os.read(handle, 4096)
+    except OSError:
+        return b""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from mas.experiments.events import CellAt as CellAt
     from mas.experiments.events import CellEnded as CellEnded
     from mas.experiments.events import CellStarted as CellStarted
+    from mas.experiments.events import CellTested as CellTested
+    from mas.experiments.events import EpochEnded as EpochEnded
     from mas.experiments.events import Started as Started
 
 _HOME = {
@@ -33,6 +35,8 @@ _HOME = {
     "CellEnded": "mas.experiments.events",
     "CellStarted": "mas.experiments.events",
     "CellAt": "mas.experiments.events",
+    "EpochEnded": "mas.experiments.events",
+    "CellTested": "mas.experiments.events",
     "UserError": "mas.experiments.errors",
 }
 

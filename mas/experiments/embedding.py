@@ -16,6 +16,7 @@ from mas.experiments.config.embedding import EmbeddingOptions
 from mas.experiments.context import CellContext
 from mas.experiments.errors import BLOW_UPS
 from mas.experiments.probe_network import Shape, probe_network, shape_of
+from mas.experiments.progress import StepReports
 from mas.experiments.record import EmbeddingRecord, Outcome, outcome_from_plain
 from mas.experiments.seeds import stream_seed
 from mas.experiments.stopping import StoppedError, stop_requested
@@ -35,11 +36,11 @@ def embed_cell(cell: Cell, keep_weights: bool = False, context: CellContext | No
     if not isinstance(settings, EmbeddingSettings):
         raise TypeError(f"{cell.id} embeds nothing: its settings are {type(settings).__name__}")
     start = time.perf_counter()
-    checkpoints = context.checkpoints if context else None
-    outcome = _saved(checkpoints)
+    context = context or CellContext()
+    outcome = _saved(context.checkpoints)
     with as_cell():
         try:
-            _embed_rest(settings, cell.seed, outcome, checkpoints)
+            _embed_rest(cell, settings, outcome, context)
         except BLOW_UPS as error:
             outcome.status, outcome.reason = "diverged", str(error)
     outcome.seconds = round(outcome.seconds + time.perf_counter() - start, 3)
@@ -86,8 +87,9 @@ def _save(checkpoints: Checkpoints | None, outcome: Outcome) -> None:
         raise StoppedError
 
 
-def _embed_rest(settings: EmbeddingSettings, seed: int, outcome: Outcome, checkpoints: Checkpoints | None) -> None:
+def _embed_rest(cell: Cell, settings: EmbeddingSettings, outcome: Outcome, context: CellContext) -> None:
     """Add the embeddings of the experiences that an outcome lacks, and the accuracy of the probe network."""
+    seed = cell.seed
     stream = seed if settings.stream_seed is None else settings.stream_seed
     benchmark = draw_stream(settings.benchmark, stream)
     options = settings.embedding
@@ -95,7 +97,9 @@ def _embed_rest(settings: EmbeddingSettings, seed: int, outcome: Outcome, checkp
     probe, shape, outcome.probe_accuracy = probe_network(settings.probe_network, shape_of(benchmark))
     probe = probe.to(options.device)
     names = experience_names(benchmark)
+    report = StepReports(cell, len(experiences), context.report)
     for number in range(len(outcome.embeddings), len(experiences)):
+        report.at(number)
         embedding = embed(
             probe,
             task_batches(experiences[number], options, shape, seed=seed, number=number),
@@ -107,7 +111,8 @@ def _embed_rest(settings: EmbeddingSettings, seed: int, outcome: Outcome, checkp
             generator=torch.Generator(options.device).manual_seed(stream_seed(seed, "embedding", number)),
         )
         outcome.embeddings.append(EmbeddingRecord.of(embedding))
-        _save(checkpoints, outcome)
+        _save(context.checkpoints, outcome)
+    report.at(len(experiences))
 
 
 def _choose(labels: Tensor, options: EmbeddingOptions, seed: int, number: int) -> Tensor:

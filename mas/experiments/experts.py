@@ -17,6 +17,7 @@ from mas.experiments.context import CellContext
 from mas.experiments.embedding import Batches, in_shape, task_batches
 from mas.experiments.errors import BLOW_UPS
 from mas.experiments.probe_network import Shape, probe_network, shape_of
+from mas.experiments.progress import StepReports
 from mas.experiments.record import Accuracies, Outcome
 from mas.experiments.seeds import stream_seed
 from mas.experiments.stopping import StoppedError, stop_requested
@@ -43,14 +44,15 @@ def measure_expert(cell: Cell, keep_weights: bool = False, context: CellContext 
     outcome = Outcome()
     with as_cell():
         try:
-            outcome.accuracy = [_measure(settings, cell.seed)]
+            outcome.accuracy = [_measure(cell, settings, context or CellContext())]
         except BLOW_UPS as error:
             outcome.status, outcome.reason = "diverged", str(error)
     outcome.seconds = round(time.perf_counter() - start, 3)
     return Trained(outcome)
 
 
-def _measure(settings: ExpertSettings, seed: int) -> Accuracies:
+def _measure(cell: Cell, settings: ExpertSettings, context: CellContext) -> Accuracies:
+    seed = cell.seed
     stream = seed if settings.stream_seed is None else settings.stream_seed
     benchmark = draw_stream(settings.benchmark, stream)
     expert, shape, _ = probe_network(settings.probe_network, shape_of(benchmark))
@@ -60,12 +62,15 @@ def _measure(settings: ExpertSettings, seed: int) -> Accuracies:
     device = settings.training.device if settings.training else "cpu"
     expert = expert.to(device)
     accuracies: Accuracies = []
+    report = StepReports(cell, len(benchmark.train_stream), context.report)
     for number in range(len(benchmark.train_stream)):
+        report.at(number)
         train, test = new_task(benchmark, number, settings.transfer, shape=shape, seed=seed, device=device)
         own_seed = stream_seed(seed, "transfer", number)  # the same for all experts
         if stop_requested():
             raise StoppedError
         accuracies.append(adapted_accuracy(expert, train, test, settings.transfer, seed=own_seed))
+    report.at(len(accuracies))
     return accuracies
 
 

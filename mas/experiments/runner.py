@@ -65,7 +65,7 @@ def run_experiment(
         raise UserError(f"workers: found {workers}; allowed: at least 1, or None for one per core")
     plan, store, workers = Plan(config), Store(folder), workers or default_workers()
     kept = _claim(plan, store, extend)
-    progress(Started(folder, len(kept), len(plan.every_cell())))
+    progress(Started(folder, len(kept), len(plan.every_cell()), workers))
     ids = shard.ids(plan) if shard else None
     with CellLocks(folder) as locks:
         shared = SharedCells(store, locks, progress, kept)

@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -18,7 +18,9 @@ from mas.experiments.cell import THREADS, Cell, TrainingSettings
 from mas.experiments.context import CellContext
 from mas.experiments.continual import penalty_of, tune
 from mas.experiments.errors import BLOW_UPS, DivergedError
+from mas.experiments.events import CellTested
 from mas.experiments.probing import CellProbe, make_deficit_plugin, make_probes
+from mas.experiments.progress import ProgressPlugin, Stage
 from mas.experiments.provenance import Provenance
 from mas.experiments.record import Outcome, StrengthTry
 from mas.experiments.resuming import Resumable
@@ -86,18 +88,22 @@ def _train(cell: Cell, context: CellContext) -> tuple[Outcome, nn.Module]:
     size = len(benchmark.train_stream)
     outcome = Outcome(accuracy=[[None] * size for _ in range(size)])
     resumable = Resumable(strategy, benchmark, outcome, context.checkpoints)
-    strategy.plugins.append(resumable)  # last: it saves what all others have done
+    stages = _stages(strategy, benchmark)
+    progress = ProgressPlugin(cell, _work_of(stages, settings), context.report, part=context.part)
+    strategy.plugins += [resumable, progress]  # last: the first saves what all others have done
     try:
         resumable.resume()
         if outcome.untrained is None:
             outcome.untrained = _test(strategy, benchmark.test_stream)
-        stages = _stages(strategy, benchmark)
+            context.report(CellTested(cell, -1, tuple(outcome.untrained)))
         for trained_on, experiences in stages[resumable.stage :]:
             if not resumable.is_inside:
                 resumable.begin()
                 outcome.tries += tune_for(strategy, trained_on)
             _learn(strategy, experiences, settings)
-            outcome.accuracy[trained_on] = list(_test(strategy, benchmark.test_stream))
+            accuracies = _test(strategy, benchmark.test_stream)
+            outcome.accuracy[trained_on] = list(accuracies)
+            context.report(CellTested(cell, trained_on, tuple(accuracies)))
             resumable.stage += 1
     except BLOW_UPS as error:
         outcome.status, outcome.reason = "diverged", str(error)
@@ -128,6 +134,8 @@ def _learn(strategy: Strategy, experiences: Experience | list[Experience], setti
             raise DivergedError(f"weights of {name} are not finite after experience {at}")
 
 
+_NOT_IN_COPIES = (ProbePlugin, Resumable, ProgressPlugin)
+
 Tuner = Callable[[Strategy, int], list[list[StrengthTry]]]
 
 
@@ -141,7 +149,7 @@ def _tuner(strategy: Strategy, settings: TrainingSettings, seed: int) -> Tuner:
     held_out = build_benchmark(settings, seed, validation)  # the same stream; no test data
 
     def accuracy_of(strategy: Strategy, number: int) -> float:
-        strategy.plugins = [plugin for plugin in strategy.plugins if not isinstance(plugin, ProbePlugin | Resumable)]
+        strategy.plugins = [plugin for plugin in strategy.plugins if not isinstance(plugin, _NOT_IN_COPIES)]
         try:
             _learn(strategy, held_out.train_stream[number], settings)
             return _test(strategy, held_out.test_stream[number])[0]
@@ -157,6 +165,16 @@ def _stages(strategy: Strategy, benchmark: Benchmark) -> list[tuple[int, Experie
     if isinstance(strategy, Joint):
         return [(len(experiences) - 1, experiences)]
     return list(enumerate(experiences))
+
+
+def _work_of(stages: Sequence[tuple[int, Experience | list[Experience]]], settings: TrainingSettings) -> list[Stage]:
+    """Return how much is trained in each stage."""
+    found = []
+    for number, (_, experiences) in enumerate(stages):
+        trained = experiences if isinstance(experiences, list) else [experiences]
+        samples = sum(len(experience.dataset) for experience in trained)
+        found.append(Stage(settings.training.epochs_of(number), samples))
+    return found
 
 
 def _test(strategy: Strategy, stream: Stream | Experience) -> list[float]:
