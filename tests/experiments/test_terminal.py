@@ -63,7 +63,7 @@ def test_a_line_says_all_of_a_running_cell():
     assert re.fullmatch(r"mas-seed0    0 %   begins +left -:--:--", second)
     assert second.index("left") == first.index("left")
     # 2 of 12 were done before; a twentieth of a cell in 30 s, so the other 9.75 cells take 5850 s
-    assert re.fullmatch(r"2/12 cells  *\S+ 19 %  left 1:37:30", total)
+    assert re.fullmatch(r"2/12 cells \S+ +19 %  left 1:37:30", total)
 
 
 def test_the_total_is_at_least_the_slowest_cell_and_ends_with_the_last():
