@@ -164,9 +164,10 @@ def compare(
 
 @app.command("list")
 def list_names() -> None:
-    """List strategies, data sets, streams, models, deficits and probes, each with a line of explanation."""
+    """List strategies, data sets, streams, models, deficits, probes and loggers, each with a line of explanation."""
     with _user_errors():
         from mas.benchmarks import DATASETS, DEFICITS, STREAMS
+        from mas.experiments.loggers import LOGGERS
         from mas.experiments.networks import MODELS
         from mas.experiments.options import describe
         from mas.strategies import PROBES, STRATEGIES
@@ -178,6 +179,7 @@ def list_names() -> None:
             "models": MODELS,
             "deficits": DEFICITS,
             "probes": PROBES,
+            "loggers": LOGGERS,
         }
         for title, registry in registries.items():
             typer.echo(f"{title}:")
@@ -236,17 +238,18 @@ def _user_errors() -> Iterator[None]:
 
 @contextmanager
 def _notes() -> Iterator[None]:
-    """Show old spellings in a config as plain lines; other warnings as ever."""
-    from mas.experiments.errors import RenamedWarning
+    """Show old spellings in a config, and loggers that fail, as plain lines; other warnings as ever."""
+    from mas.experiments.errors import LoggerWarning, RenamedWarning
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-        if issubclass(category, RenamedWarning):
+        if issubclass(category, (LoggerWarning, RenamedWarning)):
             typer.echo(f"note: {message}", err=True)
         else:
             show_as_before(message, category, *rest, **more)
 
     with warnings.catch_warnings():
         show_as_before = warnings.showwarning
+        warnings.filterwarnings("always", category=LoggerWarning)
         warnings.filterwarnings("always", category=RenamedWarning)
         warnings.showwarning = show
         yield

@@ -16,7 +16,7 @@ from mas.experiments.config.embedding import EmbeddingOptions
 from mas.experiments.context import CellContext
 from mas.experiments.errors import BLOW_UPS
 from mas.experiments.probe_network import Shape, probe_network, shape_of
-from mas.experiments.progress import StepReports
+from mas.experiments.progress import StepReports, as_part
 from mas.experiments.record import EmbeddingRecord, Outcome, outcome_from_plain
 from mas.experiments.seeds import stream_seed
 from mas.experiments.stopping import StoppedError, stop_requested
@@ -94,7 +94,9 @@ def _embed_rest(cell: Cell, settings: EmbeddingSettings, outcome: Outcome, conte
     benchmark = draw_stream(settings.benchmark, stream)
     options = settings.embedding
     experiences = experiences_of(benchmark, options.data)
-    probe, shape, outcome.probe_accuracy = probe_network(settings.probe_network, shape_of(benchmark))
+    probe, shape, outcome.probe_accuracy = probe_network(
+        settings.probe_network, shape_of(benchmark), as_part(cell, "probe network", context.report)
+    )
     probe = probe.to(options.device)
     names = experience_names(benchmark)
     report = StepReports(cell, len(experiences), context.report)

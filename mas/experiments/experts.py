@@ -17,7 +17,7 @@ from mas.experiments.context import CellContext
 from mas.experiments.embedding import Batches, in_shape, task_batches
 from mas.experiments.errors import BLOW_UPS
 from mas.experiments.probe_network import Shape, probe_network, shape_of
-from mas.experiments.progress import StepReports
+from mas.experiments.progress import StepReports, as_part
 from mas.experiments.record import Accuracies, Outcome
 from mas.experiments.seeds import stream_seed
 from mas.experiments.stopping import StoppedError, stop_requested
@@ -55,7 +55,8 @@ def _measure(cell: Cell, settings: ExpertSettings, context: CellContext) -> Accu
     seed = cell.seed
     stream = seed if settings.stream_seed is None else settings.stream_seed
     benchmark = draw_stream(settings.benchmark, stream)
-    expert, shape, _ = probe_network(settings.probe_network, shape_of(benchmark))
+    report_probe = as_part(cell, "probe network", context.report)
+    expert, shape, _ = probe_network(settings.probe_network, shape_of(benchmark), report_probe)
     if settings.expert is not None and settings.training is not None:
         own_seed = stream_seed(seed, "expert", settings.expert)
         train_expert(expert, benchmark.train_stream[settings.expert], settings.training, shape=shape, seed=own_seed)

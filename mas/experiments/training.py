@@ -89,7 +89,7 @@ def _train(cell: Cell, context: CellContext) -> tuple[Outcome, nn.Module]:
     outcome = Outcome(accuracy=[[None] * size for _ in range(size)])
     resumable = Resumable(strategy, benchmark, outcome, context.checkpoints)
     stages = _stages(strategy, benchmark)
-    progress = ProgressPlugin(cell, _work_of(stages, settings), context.report, part=context.part)
+    progress = ProgressPlugin(cell, _work_of(stages, settings), context.report)
     strategy.plugins += [resumable, progress]  # last: the first saves what all others have done
     try:
         resumable.resume()

@@ -23,6 +23,7 @@ from mas.benchmarks import DEFICITS, STREAMS
 from mas.benchmarks.deficits import FILLED_IN
 from mas.experiments.config.search import Choice, Search, candidates, children, put, value_at, with_values
 from mas.experiments.config.yaml_source import Key
+from mas.experiments.loggers import LOGGERS
 from mas.experiments.losses import LOSSES
 from mas.experiments.networks import MODELS
 from mas.experiments.optimizers import GIVEN, OPTIMIZERS
@@ -244,6 +245,12 @@ class TorchScheduleOptions(ScheduleOptions):
         return self
 
 
+class LoggerOptions(EntryOptions):
+    """A logger: it is told of what happens, and changes no result."""
+
+    name: str
+
+
 def _torch_schedule_model(name: str) -> type[EntryOptions]:
     fields: dict[str, Any] = {"name": (Literal[name], name)}
     return create_model(name, __base__=TorchScheduleOptions, **fields)
@@ -266,6 +273,7 @@ RENAMED_STREAMS = {"recovery": "deficit_then_clear"}
 """Streams that have an older name: old -> new."""
 
 LOSS_MODELS = models_of(LOSSES, "name", leave_out={"output", "y"})
+LOGGER_MODELS = models_of(LOGGERS, "name", leave_out={"folder"}, base=LoggerOptions)
 
 AnyStream: Any = one_of(STREAM_MODELS, "stream", "split")
 WholeStream: Any = one_of({name: STREAM_MODELS[name] for name in ("whole", IMPORT)}, "stream", "whole")
@@ -309,6 +317,7 @@ def _by_name(value: Any) -> Any:
 
 AnyOptimizer: Any = Annotated[OptimizerOptions, BeforeValidator(_by_name)]
 AnyLoss: Any = Annotated[one_of(LOSS_MODELS, "name"), BeforeValidator(_by_name)]
+AnyLogger: Any = Annotated[one_of(LOGGER_MODELS, "name"), BeforeValidator(_by_name)]
 
 
 def _known_device(name: str) -> str:
@@ -348,12 +357,18 @@ class Training(Options):
         return self.schedule is not None
 
 
+def _each_logger_once(loggers: list[LoggerOptions]) -> list[LoggerOptions]:
+    each_once([logger.name for logger in loggers])
+    return loggers
+
+
 class Experiment(Options):
     """The keys of all experiments. A value to be chosen by ``select`` stands as the first of its list."""
 
     experiment: str
     seeds: Annotated[int, Field(gt=0, le=MAX_SEEDS)] | Seeds = 5
     data_root: str | None = None  # where data sets are, or are downloaded to
+    logging: Annotated[list[AnyLogger], AfterValidator(_each_logger_once)] = Field(default=[])  # no part of any cell
     _searches: tuple[Search, ...] = PrivateAttr(default=())
 
     @property
