@@ -18,6 +18,7 @@ from mas.experiments.config.checks import check_number_of_runs
 from mas.experiments.config.schema import Experiment
 from mas.experiments.config.sweep import SWEEP
 from mas.experiments.config.yaml_source import Source
+from mas.experiments.errors import UserError
 from mas.experiments.kind import Kind, PlannedRun, Tables
 from mas.experiments.report.drawing import blank, colour, legend_beside
 from mas.experiments.report.sections import Headline, Page, Section, Table
@@ -76,7 +77,9 @@ class _Swept:
         runs: dict[str, PlannedRun] = {}
         for labels, plan in zip(_labels(config, plans), plans, strict=True):
             for label, settings in plan.items():
-                runs.setdefault(labels[label], PlannedRun(labels[label], settings))
+                run = runs.setdefault(labels[label], PlannedRun(labels[label], settings))
+                if run.settings != settings:
+                    raise UserError(f"{SWEEP}: two runs would have the label {run.label!r}; give other values")
         return list(runs.values())
 
     def tables(self, config: Experiment, results: Results) -> SweptTables:
@@ -185,14 +188,10 @@ def _plans(kind: Kind[Any], config: Experiment) -> list[Plan]:
 def _labels(config: Experiment, plans: Sequence[Plan]) -> list[dict[str, str]]:
     """Return, for each combination, the label of each run with the values on which its settings depend."""
     dependences = _dependences(config, plans)
-    short = _short_names(config)
     found = []
-    for (values, _), plan in zip(config.combinations, plans, strict=True):
-        ends = {
-            label: "".join(f",{short[option]}={_text(values[option])}" for option in dependences[label])
-            for label in plan
-        }
-        found.append({label: f"{label}{end}" for label, end in ends.items()})
+    for texts, plan in zip(_texts(config), plans, strict=True):
+        ends = {label: [texts[option] for option in dependences[label]] for label in plan}
+        found.append({label: ",".join([label, *end]) for label, end in ends.items()})
     return found
 
 
@@ -222,20 +221,40 @@ def _short_name(option: str, options: Sequence[str]) -> str:
     return next(alone, option)
 
 
+def _texts(config: Experiment) -> list[dict[str, str]]:
+    """Return, for each combination, the text of each option, such as ``lr=0.1``."""
+    short = _short_names(config)
+    by_option = {}
+    for option, values in config.sweep.items():
+        by_option[option] = [f"{short[option]}={text}" for text in _distinct([_text(value) for value in values], values)]
+    return [dict(zip(by_option, texts, strict=True)) for texts in itertools.product(*by_option.values())]
+
+
+def _distinct(texts: list[str], values: Sequence[Any]) -> list[str]:
+    """Return the texts, or the values as JSON if two texts are the same."""
+    return texts if len(set(texts)) == len(texts) else [json.dumps(value) for value in values]
+
+
 def _text(value: Any) -> str:
-    """Return a value as it stands in labels and tables."""
+    """Return a value in few characters that a file's name may have.
+
+    >>> _text(0.1), _text([8, 8]), _text({"name": "cosine", "epochs": 3})
+    ('0.1', '8+8', 'cosine+epochs=3')
+    """
+    if isinstance(value, list):
+        return "+".join(_text(item) for item in value)
+    if isinstance(value, dict):
+        return "+".join(_text(item) if key == "name" else f"{key}={_text(item)}" for key, item in value.items())
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _title(config: Experiment, number: int, *, without: str | None = None) -> str:
+def _title(config: Experiment, number: int) -> str:
     """Return the values of a combination, such as ``lr=0.1, lam=10``."""
-    short = _short_names(config)
-    values, _ = config.combinations[number]
-    return ", ".join(f"{short[option]}={_text(value)}" for option, value in values.items() if option != without)
+    return ", ".join(_texts(config)[number].values())
 
 
 def _file_names(config: Experiment) -> list[str]:
-    return [file_name(_title(config, number).replace(", ", ",")) for number in range(len(config.each))]
+    return [file_name(",".join(texts.values())) for texts in _texts(config)]
 
 
 def _joined(config: Experiment, parts: Mapping[int, dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
@@ -290,7 +309,7 @@ def _score_name(option: str) -> str:
 def _draw(config: Experiment, option: str, table: pd.DataFrame, name: str) -> Figure:
     """Draw a score over a swept option: a line for each label and combination of the other options."""
     values = [values[option] for values, _ in config.combinations]
-    others = [_title(config, number, without=option) for number in range(len(values))]
+    others = [", ".join(text for name, text in texts.items() if name != option) for texts in _texts(config)]
     placed = table.assign(
         x=table["combination"].map(dict(enumerate(values))), others=table["combination"].map(dict(enumerate(others)))
     )

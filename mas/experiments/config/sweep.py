@@ -41,7 +41,7 @@ def take_out_sweep(source: Source) -> list[SweptOption]:
     where = source.where((SWEEP,))
     if not isinstance(found, dict):
         raise UserError(f"{where}: found {quoted(found)}; allowed: a map from options to lists, such as {_EXAMPLE}")
-    options = [_option(source, key, values) for key, values in _lists(found, (SWEEP,))]
+    options = [_option(source, key, values) for key, values in _named_lists(source, found).items()]
     _refuse_twice(source, options)
     number = math.prod(len(option.values) for option in options)
     if number > MAX_COMBINATIONS:
@@ -77,6 +77,23 @@ def _origins(options: Sequence[SweptOption], numbers: Sequence[int]) -> dict[Key
     return {option.place: (*option.key, number) for option, number in zip(options, numbers, strict=True)}
 
 
+def _named_lists(source: Source, found: dict[str, Any]) -> dict[Key, Any]:
+    """Return what stands under each path; of two with one name, the one that a change has set."""
+    by_name: dict[str, Key] = {}
+    values = dict(_lists(found, (SWEEP,)))
+    for key in values:
+        name = _name(key)
+        if name not in by_name or key in source.changes:
+            by_name[name] = key
+        elif by_name[name] not in source.changes:
+            raise UserError(f"{source.where(key)}: found a second time; allowed: once")
+    return {key: values[key] for key in by_name.values()}
+
+
+def _name(key: Key) -> str:
+    return ".".join(map(str, key[1:]))
+
+
 def _lists(found: Any, key: Key) -> Iterator[tuple[Key, Any]]:
     """Yield what stands under each path: maps may lie within each other, as ``--set sweep.training.lr=[...]`` makes."""
     if not isinstance(found, dict):
@@ -94,7 +111,7 @@ def _option(source: Source, key: Key, values: Any) -> SweptOption:
         raise UserError(f"{where}: found {quoted(values)}; allowed: a list of at least two values")
     if any(value in values[:i] for i, value in enumerate(values)):
         raise UserError(f"{where}: found {quoted(values)}; allowed: each value once")
-    name = ".".join(map(str, key[1:]))
+    name = _name(key)
     place = _place(source.data, name, where)
     if place[0] in _NEVER_SWEPT or place[-1] in ("label", "device"):
         raise UserError(f"{where}: cannot be swept; give one value")
