@@ -79,6 +79,9 @@ def run(
     extend: Annotated[
         bool, typer.Option("--extend", help="Add cells, such as further seeds, to a folder of a config with fewer.")
     ] = False,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Print the cells and about how long they take; train and write nothing.")
+    ] = False,
 ) -> None:
     """Train every strategy with every seed, then write tables, figures and a report.
 
@@ -89,6 +92,9 @@ def run(
 
         folder = output or Path("runs") / config.stem
         check_early(config, changes or [], folder)
+        if dry:
+            _print_dry_run(config, folder, changes or [], workers)
+            return
         typer.echo(f"reading {config}")  # what follows imports torch, which takes seconds
         from mas import experiments
 
@@ -104,6 +110,14 @@ def run(
             typer.echo(f"report: {folder / 'report.html'}")
         if done.failed:
             raise typer.Exit(1)
+
+
+def _print_dry_run(config: Path, folder: Path, changes: list[str], workers: int | None) -> None:
+    from mas.experiments.dry_run import dry_run
+    from mas.experiments.read_config import load_config
+
+    for line in dry_run(load_config(config, changes, try_data=False), folder, workers).lines():
+        typer.echo(line)
 
 
 @app.command()
