@@ -6,8 +6,11 @@ import os
 import signal
 import struct
 import tempfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +49,32 @@ class Shared:
         self._memory[: _FORM.size] = _FORM.pack(*values.values())
 
 
+@dataclass(frozen=True)
+class Moment:
+    """A moment at which a process is killed."""
+
+    phase: str
+    number: int  # of the times that the phase is entered, from 1
+    delay: float  # seconds after that
+
+
 class Hooks:
     """Tells what this process does, and kills it at a step of writing a file.
 
     Args:
         shared: memory of this process and its parent.
-        die_at: the step at which it is killed; None leaves that to the parent.
+        die_at: the step at which it is killed.
+        die_in: the moment at which it is killed. With neither, that is left to the parent.
+
+    Attributes:
+        entered: how often each phase was entered.
     """
 
-    def __init__(self, shared: Shared, die_at: int | None = None):
+    def __init__(self, shared: Shared, die_at: int | None = None, die_in: "Moment | None" = None):
         self.shared = shared
         self.die_at = die_at
+        self.die_in = die_in
+        self.entered: Counter[str] = Counter()
         self.phases = ["between experiences"]
         self.is_writing = False
         self.steps = 0
@@ -80,7 +98,7 @@ class Hooks:
     def begin(self) -> None:
         """Note that the work on a cell begins."""
         now = time.monotonic()
-        self.shared.write(begun=now, saved=now)
+        self.shared.write(begun=now, saved=now, phase=self.phases[-1])
 
     def _tell(self, owner: Any, name: str, phase: str, after: Callable[[], None] | None = None) -> None:
         function = getattr(owner, name)
@@ -104,6 +122,9 @@ class Hooks:
     def _enter(self, phase: str) -> None:
         self.phases.append(phase)
         self.shared.write(phase=phase)
+        self.entered[phase] += 1
+        if self.die_in and (phase, self.entered[phase]) == (self.die_in.phase, self.die_in.number):
+            threading.Timer(self.die_in.delay, self._die).start()
 
     def _leave(self) -> None:
         self.phases.pop()
@@ -158,8 +179,11 @@ class Hooks:
         self.steps += 1
         self.shared.write(steps=self.steps)
         if self.steps == self.die_at:
-            self.shared.write(ended=time.monotonic())
-            os.kill(os.getpid(), signal.SIGKILL)
+            self._die()
+
+    def _die(self) -> None:
+        self.shared.write(ended=time.monotonic())
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class _Halves:

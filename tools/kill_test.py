@@ -34,11 +34,14 @@ from mas.experiments.events import CellStarted, Event
 from mas.experiments.read_config import load_config
 from mas.experiments.runner import run_experiment
 from tools.kill_cells import Config, small_experiments
-from tools.kill_hooks import Hooks, Shared
+from tools.kill_hooks import Hooks, Moment, Shared
 
 _LONGEST = 300.0  # seconds for one run: more is a hang
 _MOST_KILLS = 4  # of one run
-_BY_STEP = 0.3  # of the kills: at a step of writing a file
+_BY_STEP = 0.2  # of the kills: at a step of writing a file
+_BY_PHASE = 0.4  # soon after a phase, such as an importance pass, was entered
+_SOON = 0.01  # seconds
+_FREQUENT = ("saving a checkpoint", "within an epoch")  # phases that are hit anyway
 _POLL = 0.002
 
 
@@ -98,6 +101,7 @@ class Reference:
     folder: Path
     seconds: float
     steps: int  # of writing files, with checkpoints whenever possible
+    entered: dict[str, int]  # how often each phase was entered
 
 
 class Killer:
@@ -157,12 +161,11 @@ class Killer:
 
     def _kill_once(self, name: str, saving: Saving, folder: Path, reference: Reference) -> bool:
         """Run, and kill on the way; return whether it was killed before its end."""
-        by_step = self.random.random() < _BY_STEP
-        steps = reference.steps if saving.share > 1 else 40
-        die_at = self.random.randint(1, max(1, steps)) if by_step else None
+        die_at, die_in = self._moment(saving, reference)
+        by_itself = die_at or die_in
         shared = Shared()
-        process = _fork(self.experiments[name], folder, shared, saving, die_at)
-        if die_at is None:
+        process = _fork(self.experiments[name], folder, shared, saving, die_at, die_in)
+        if not by_itself:
             delay = self.random.uniform(0, reference.seconds)
             _wait_until(lambda: bool(shared.read()[0]) or _has_ended(process))
             _wait_until(lambda: _has_ended(process), delay)
@@ -172,10 +175,23 @@ class Killer:
         begun, saved, ended, _, phase = shared.read()
         if code != -signal.SIGKILL:
             return False
-        lost = (at if die_at is None else ended) - max(begun, saved)
-        how = "at a random time" if die_at is None else "at a step of writing a file"
+        lost = (ended if by_itself else at) - max(begun, saved)
+        how = "at a step of writing a file" if die_at else "in a phase" if die_in else "at a random time"
         self.findings.kills.append(Kill(name, saving.name, how, phase, round(lost, 4)))
         return True
+
+    def _moment(self, saving: Saving, reference: Reference) -> tuple[int | None, Moment | None]:
+        """Return the step of writing, or the moment in a phase, at which a run is killed; neither: at any time."""
+        drawn = self.random.random()
+        if drawn < _BY_STEP:
+            steps = reference.steps if saving.share > 1 else 40
+            return self.random.randint(1, max(1, steps)), None
+        phases = sorted(set(reference.entered) - set(_FREQUENT))
+        if drawn < _BY_STEP + _BY_PHASE and phases:
+            phase = self.random.choice(phases)
+            number = self.random.randint(1, reference.entered[phase])
+            return None, Moment(phase, number, self.random.uniform(0, _SOON))
+        return None, None
 
     def _kill_command(self, name: str, target: int) -> None:
         reference = self._reference(name)
@@ -217,7 +233,8 @@ class Killer:
                 if code:
                     log = (folders[-1].parent / "log.txt").read_text(encoding="utf-8")
                     raise RuntimeError(f"{name}: an undisturbed run failed:\n{log}")
-            self.references[name] = Reference(folders[0], times[0], shared[1].read()[3])
+            entered = json.loads((folders[0].parent / "entered.json").read_text(encoding="utf-8"))
+            self.references[name] = Reference(folders[0], times[0], shared[1].read()[3], entered)
         return self.references[name]
 
     def _finish(self, name: str, folder: Path, start: Callable[[], int]) -> None:
@@ -255,7 +272,14 @@ class Killer:
         return self.scratch / str(next(self._numbers)) / "run"
 
 
-def _fork(config: Config, folder: Path, shared: Shared, saving: Saving, die_at: int | None = None) -> int:
+def _fork(
+    config: Config,
+    folder: Path,
+    shared: Shared,
+    saving: Saving,
+    die_at: int | None = None,
+    die_in: Moment | None = None,
+) -> int:
     """Start a run in a fork of this process; return its id."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     process = os.fork()
@@ -264,7 +288,7 @@ def _fork(config: Config, folder: Path, shared: Shared, saving: Saving, die_at: 
     code = 1
     try:
         os.setsid()
-        _run_here(config, folder, shared, saving, die_at)
+        _run_here(config, folder, saving, Hooks(shared, die_at, die_in))
         code = 0
     except BaseException:  # noqa: BLE001 - a fork never returns
         traceback.print_exc()
@@ -273,18 +297,17 @@ def _fork(config: Config, folder: Path, shared: Shared, saving: Saving, die_at: 
         os._exit(code)
 
 
-def _run_here(config: Config, folder: Path, shared: Shared, saving: Saving, die_at: int | None) -> None:
+def _run_here(config: Config, folder: Path, saving: Saving, hooks: Hooks) -> None:
     log = (folder.parent / "log.txt").open("a", encoding="utf-8")
     sys.stdout = sys.stderr = log
     faulthandler.enable(log)
     os.environ["MAS_CACHE"] = str(folder.parent / "cache")
-    defaults = Checkpoints.__init__.__kwdefaults__
+    defaults: dict[str, Any] = Checkpoints.__init__.__kwdefaults__  # type: ignore[assignment]
     defaults.update(interval=saving.interval, share=saving.share)
-    hooks = Hooks(shared, die_at)
     hooks.install()
 
     def note(event: Event) -> None:
-        if isinstance(event, CellStarted) and not shared.read()[0]:
+        if isinstance(event, CellStarted) and not hooks.shared.read()[0]:
             hooks.begin()
 
     with warnings.catch_warnings():
@@ -292,6 +315,7 @@ def _run_here(config: Config, folder: Path, shared: Shared, saving: Saving, die_
         outcome = run_experiment(load_config(config, try_data=False), folder, 1, note)
     if outcome.failed:
         raise RuntimeError("\n".join(outcome.failed))
+    (folder.parent / "entered.json").write_text(json.dumps(hooks.entered), encoding="utf-8")
 
 
 def _command(config: Config, folder: Path) -> "subprocess.Popen[bytes]":

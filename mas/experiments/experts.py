@@ -1,15 +1,18 @@
 """Train an expert on one experience of a stream, and measure how well it serves as a start for each of the others."""
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mas.batches import run_forward
-from mas.experiments.avalanche_types import Benchmark, Experience
+from mas.experiments.avalanche_types import Benchmark, Experience, Strategy
 from mas.experiments.build import draw_stream, make_strategy
 from mas.experiments.cell import Cell, CellTraining, ExpertSettings
+from mas.experiments.checkpoints import Checkpoints
 from mas.experiments.config.embedding import EmbeddingOptions
 from mas.experiments.config.experts import FineTuning, TransferOptions
 from mas.experiments.config.schema import STRATEGY_MODELS
@@ -17,7 +20,8 @@ from mas.experiments.context import CellContext
 from mas.experiments.embedding import Batches, in_shape, task_batches
 from mas.experiments.errors import BLOW_UPS
 from mas.experiments.probe_network import Shape, probe_network, shape_of
-from mas.experiments.record import Accuracies, Outcome
+from mas.experiments.record import Outcome
+from mas.experiments.resuming import Resumable, save_outcome, saved_outcome
 from mas.experiments.seeds import stream_seed
 from mas.experiments.stopping import StoppedError, stop_requested
 from mas.experiments.training import Trained, as_cell
@@ -31,7 +35,8 @@ _BATCH = 256  # of images whose features are computed: it changes no number but 
 def measure_expert(cell: Cell, keep_weights: bool = False, context: CellContext | None = None) -> Trained:
     """Train an expert and adapt it to every experience of a cell's stream, on one thread; weights are not kept.
 
-    Nothing is saved on the way: a cell that is stopped begins anew.
+    A cell that was stopped goes on with the training of the expert, or with the experience after the last one that
+    the expert was adapted to.
 
     The outcome's ``accuracy`` is one row, an accuracy for each experience on its test images. The experience that
     the expert was trained on has its accuracy too, though it is no new task.
@@ -40,39 +45,82 @@ def measure_expert(cell: Cell, keep_weights: bool = False, context: CellContext 
     if not isinstance(settings, ExpertSettings):
         raise TypeError(f"{cell.id} has no expert: its settings are {type(settings).__name__}")
     start = time.perf_counter()
-    outcome = Outcome()
+    outcome = Outcome(accuracy=[[]])
     with as_cell():
         try:
-            outcome.accuracy = [_measure(settings, cell.seed)]
+            _measure(settings, cell.seed, outcome, context.checkpoints if context else None)
         except BLOW_UPS as error:
+            outcome.accuracy = []
             outcome.status, outcome.reason = "diverged", str(error)
-    outcome.seconds = round(time.perf_counter() - start, 3)
+    outcome.seconds = round(outcome.seconds + time.perf_counter() - start, 3)
     return Trained(outcome)
 
 
-def _measure(settings: ExpertSettings, seed: int) -> Accuracies:
+def _measure(settings: ExpertSettings, seed: int, outcome: Outcome, checkpoints: Checkpoints | None) -> None:
+    """Train the expert, and add the accuracies to an outcome that it lacks."""
     stream = seed if settings.stream_seed is None else settings.stream_seed
     benchmark = draw_stream(settings.benchmark, stream)
     expert, shape, _ = probe_network(settings.probe_network, shape_of(benchmark))
     if settings.expert is not None and settings.training is not None:
+        experience = benchmark.train_stream[settings.expert]
         own_seed = stream_seed(seed, "expert", settings.expert)
-        train_expert(expert, benchmark.train_stream[settings.expert], settings.training, shape=shape, seed=own_seed)
+        strategy = expert_strategy(expert, experience, settings.training, shape=shape, seed=own_seed)
+        resumable = Resumable(strategy, benchmark, outcome, checkpoints)
+        _train(resumable, experience)
+        save: Callable[[], None] = partial(_save, resumable)
+    else:
+        found = saved_outcome(checkpoints)
+        outcome.accuracy, outcome.seconds = found.accuracy or [[]], found.seconds
+        save = partial(save_outcome, checkpoints, outcome)
     device = settings.training.device if settings.training else "cpu"
     expert = expert.to(device)
-    accuracies: Accuracies = []
-    for number in range(len(benchmark.train_stream)):
+    (accuracies,) = outcome.accuracy
+    for number in range(len(accuracies), len(benchmark.train_stream)):
         train, test = new_task(benchmark, number, settings.transfer, shape=shape, seed=seed, device=device)
         own_seed = stream_seed(seed, "transfer", number)  # the same for all experts
-        if stop_requested():
-            raise StoppedError
         accuracies.append(adapted_accuracy(expert, train, test, settings.transfer, seed=own_seed))
-    return accuracies
+        save()
+
+
+def _train(resumable: Resumable, experience: Experience) -> None:
+    """Train an expert, or what is left of it; stage 1 is its end."""
+    resumable.strategy.plugins.append(resumable)
+    resumable.resume()
+    if resumable.stage:
+        return
+    if not resumable.is_inside:
+        resumable.begin()
+    _run(resumable.strategy, experience)
+    resumable.stage = 1
+    resumable.begin()
+
+
+def _save(resumable: Resumable) -> None:
+    resumable.save()
+    if stop_requested():
+        raise StoppedError
+
+
+def _run(strategy: Strategy, experience: Experience) -> None:
+    strategy.train(experience, pin_memory=False)
+    check_weights(strategy.model.network)
 
 
 def train_expert(
     network: nn.Module, experience: Experience, training: CellTraining, *, shape: Shape, seed: int
 ) -> None:
-    """Train a network in place on one experience, with a new head whose weights are 0 at first.
+    """Train a network in place on one experience; the arguments are those of `expert_strategy`.
+
+    Raises:
+        DivergedError, FloatingPointError: the loss or a weight is not finite.
+    """
+    _run(expert_strategy(network, experience, training, shape=shape, seed=seed), experience)
+
+
+def expert_strategy(
+    network: nn.Module, experience: Experience, training: CellTraining, *, shape: Shape, seed: int
+) -> Strategy:
+    """Return what trains a network in place on one experience, with a new head whose weights are 0 at first.
 
     Args:
         network: such as a probe network.
@@ -80,9 +128,6 @@ def train_expert(
         training: how.
         shape: of the images that the network takes; those of the experience are resized.
         seed: of the order of images, and of noise.
-
-    Raises:
-        DivergedError, FloatingPointError: the loss or a weight is not finite.
     """
     image, *_ = experience.dataset.eval()[0]
     batch = [in_shape(image[None], shape)]
@@ -91,9 +136,7 @@ def train_expert(
     classes = 1 + max(experience.classes_in_this_experience)
     put_head(network, head, zero_head(width, classes))
     naive: Any = STRATEGY_MODELS["naive"]()
-    strategy = make_strategy(naive, _Resized(network, shape), training, seed)
-    strategy.train(experience, pin_memory=False)
-    check_weights(network)
+    return make_strategy(naive, _Resized(network, shape), training, seed)
 
 
 def new_task(

@@ -17,8 +17,10 @@ from mas.benchmarks.cache import cache_folder
 from mas.experiments.avalanche_types import Benchmark
 from mas.experiments.build import build_benchmark, model_for
 from mas.experiments.cell import Cell, CellTraining, TrainingSettings
+from mas.experiments.checkpoints import Checkpoints
 from mas.experiments.config.embedding import ProbeNetwork
 from mas.experiments.config.schema import STRATEGY_MODELS, Training
+from mas.experiments.context import CellContext
 from mas.experiments.errors import UserError
 from mas.experiments.files import write_whole
 from mas.experiments.networks import build_model
@@ -101,15 +103,17 @@ def _trained(settings: TrainingSettings, seed: int) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.is_file():
+            checkpoints = Checkpoints(path.with_suffix(".checkpoints"))
             buffer = io.BytesIO()
-            torch.save(_train(settings, seed), buffer)
+            torch.save(_train(settings, seed, checkpoints), buffer)
             write_whole(path, buffer.getvalue())
+            checkpoints.clear()
     loaded: dict[str, Any] = torch.load(path, weights_only=True)
     return loaded
 
 
-def _train(settings: TrainingSettings, seed: int) -> dict[str, Any]:
-    trained = train_cell(Cell("probe_network", seed, settings), keep_weights=True)
+def _train(settings: TrainingSettings, seed: int, checkpoints: Checkpoints) -> dict[str, Any]:
+    trained = train_cell(Cell("probe_network", seed, settings), True, CellContext(checkpoints))
     if not trained.outcome.finished or trained.weights is None:
         raise UserError(f"probe_network: its training diverged ({trained.outcome.reason}); lower its training.lr")
     return {"weights": trained.weights, "accuracy": trained.outcome.final_acc()}
