@@ -44,7 +44,7 @@ class Shared:
     def write(self, **changes: Any) -> None:
         """Change some of the values."""
         names = ("begun", "saved", "ended", "steps", "phase")
-        values = dict(zip(names, self.read(), strict=True)) | changes
+        values: dict[str, Any] = dict(zip(names, self.read(), strict=True)) | changes
         values["phase"] = values["phase"].encode()
         self._memory[: _FORM.size] = _FORM.pack(*values.values())
 
@@ -151,7 +151,7 @@ class Hooks:
                 setattr(owner, "write_whole", write_whole)  # noqa: B010 - a name of a module
         for place, name in ((tempfile, "mkstemp"), (os, "fsync"), (Path, "chmod"), (Path, "replace")):
             self._step_after(place, name)
-        os.fdopen = self._in_halves(os.fdopen)  # type: ignore[assignment]
+        os.fdopen = self._in_halves(os.fdopen)
 
     def _step_after(self, owner: Any, name: str) -> None:
         function = getattr(owner, name)

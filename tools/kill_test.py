@@ -41,7 +41,7 @@ _MOST_KILLS = 4  # of one run
 _BY_STEP = 0.2  # of the kills: at a step of writing a file
 _BY_PHASE = 0.4  # soon after a phase, such as an importance pass, was entered
 _SOON = 0.01  # seconds
-_FREQUENT = ("saving a checkpoint", "within an epoch")  # phases that are hit anyway
+_FREQUENT = ("saving a checkpoint", "within an epoch", "between experiences")  # phases that are hit anyway
 _POLL = 0.002
 
 
@@ -105,7 +105,7 @@ class Reference:
 
 
 class Killer:
-    """Runs experiments and kills them.
+    """Run experiments and kill them.
 
     Args:
         scratch: a folder for the runs.

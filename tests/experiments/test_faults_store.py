@@ -390,7 +390,7 @@ def test_the_peak_of_memory_is_that_of_the_cell():
     small = run_cell(cell).provenance.peak_memory
     assert small < before - 3 * 10**8
     taken = torch.ones(10**8)
-    assert run_cell(cell).provenance.peak_memory > small + 3 * 10**8
+    assert run_cell(cell).provenance.peak_memory > small + taken.nbytes * 0.75
 
 
 def made_with(capability="AVX2"):

@@ -241,11 +241,16 @@ def test_a_checkpoint_of_other_settings_is_not_used(tmp_path):
 def test_work_that_does_not_look_at_the_flag_is_ended_after_the_patience(monkeypatch):
     monkeypatch.setattr("mas.experiments.stopping.PATIENCE", 0.2)
     monkeypatch.setattr("mas.experiments.stopping._flag", _Flag())
+
+    def work():
+        with ending_when_asked():
+            while time.monotonic() < begun + 10:
+                torch.zeros(10).sum()
+
     begun = time.monotonic()
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    with stopping_on_signals(lambda: None), pytest.raises(StoppedError), ending_when_asked():
-        while time.monotonic() < begun + 10:
-            torch.zeros(10).sum()
+    with stopping_on_signals(lambda: None), pytest.raises(StoppedError):
+        work()
     assert 0.3 <= time.monotonic() - begun < 2
     time.sleep(0.7)  # the timer is off: nothing is raised afterwards
 
