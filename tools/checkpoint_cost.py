@@ -30,11 +30,11 @@ _MLP = {"name": "mlp", "hidden": [256, 256]}
 
 
 def grey_images() -> tuple[Images, Images]:
-    """Return 6,000 training and 1,000 test images of noise in ten classes, 28x28."""
+    """Return 1,500 training and 500 test images of noise in ten classes, 28x28."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(7000, 1, 28, 28, generator=generator)
-    y = torch.arange(7000) % 10
-    return Images(x[:6000], y[:6000]), Images(x[6000:], y[6000:])
+    x = torch.rand(2000, 1, 28, 28, generator=generator)
+    y = torch.arange(2000) % 10
+    return Images(x[:1500], y[:1500]), Images(x[1500:], y[1500:])
 
 
 CELLS: dict[str, dict[str, Any]] = {
@@ -44,13 +44,13 @@ CELLS: dict[str, dict[str, Any]] = {
         "model": _MLP,
         "strategies": [{"name": "replay", "mem_size": 500}],
     },
-    "6,000 images 28x28, small CNN, EWC": {
+    "1,500 images 28x28, small CNN, EWC": {
         "benchmark": {**_GREY, "experiences": 5, "scenario": "domain"},
         "model": {"name": "small_cnn"},
         "strategies": [{"name": "ewc", "labels": "sampled"}],
         "training": {"epochs": 2, "batch_size": 32, "optimizer": "adam", "lr": 0.001},
     },
-    "6,000 images 28x28, MLP 1000-1000, SI": {
+    "1,500 images 28x28, MLP 1000-1000, SI": {
         "benchmark": {**_GREY, "experiences": 5, "scenario": "domain"},
         "model": {"name": "mlp", "hidden": [1000, 1000]},
         "strategies": [{"name": "si"}],
