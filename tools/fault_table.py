@@ -222,10 +222,16 @@ FAULTS = [
     Fault("huge strength", "`lam: 1e308`", _set("strategies=[{name: mas, lam: 1e308}]")),
     Fault("300,000 seeds", "`seeds: 300000`", _set("seeds=300000")),
     Fault("huge network", "`hidden: [10**9]`", _set("model.hidden=[1000000000]")),
-    Fault("many steps of a probe", "`steps: 10**9`, `mas check`", _set("probes=[{name: trainability, steps: 1000000000}]")),
+    Fault(
+        "many steps of a probe", "`steps: 10**9`, `mas check`", _set("probes=[{name: trainability, steps: 1000000000}]")
+    ),
     Fault("unknown weights", "`weights: zzz`", _set("model={name: torchvision, model: resnet18, weights: zzz}")),
     Fault("heads that do not divide", "vit_tiny, width 8, heads 3", _set("model={name: vit_tiny, width: 8, heads: 3}")),
-    Fault("an import that raises", "`function: tools.fault_table:raises`", _set("model={name: import, function: 'tools.fault_table:raises'}")),
+    Fault(
+        "an import that raises",
+        "`function: tools.fault_table:raises`",
+        _set("model={name: import, function: 'tools.fault_table:raises'}"),
+    ),
     Fault("encrypted zip", "flag set in its first member", _images({}, _flag(6, 1))),
     Fault("unknown compression", "method 99", _images({}, _flag(8, 99))),
     Fault("zip bomb", "a member of 64 MB of zeros", _images({"train/x/b.bmp": bytes(64 << 20)})),
