@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from mas.cli_folder import register
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -70,28 +72,52 @@ def run(
             min=1, help="Processes; by default one per core. Results do not depend on it.", show_default=False
         ),
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="Train the I-th of N shares of the cells only, as one job of an array."),
+    ] = None,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Add cells, such as further seeds, to a folder of a config with fewer.")
+    ] = False,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Print the cells and about how long they take; train and write nothing.")
+    ] = False,
 ) -> None:
     """Train every strategy with every seed, then write tables, figures and a report.
 
-    Cells (one strategy, one seed) that are finished are not run again.
+    Cells (one strategy, one seed) that are finished are not run again. Several processes may share a folder.
     """
     with _user_errors():
         from mas.experiments.early import check_early
 
         folder = output or Path("runs") / config.stem
         check_early(config, changes or [], folder)
+        if dry:
+            _print_dry_run(config, folder, changes or [], workers)
+            return
         typer.echo(f"reading {config}")  # what follows imports torch, which takes seconds
         from mas import experiments
 
+        own: dict[str, Any] = {"output": folder, "workers": workers, "data": data, "shard": shard, "extend": extend}
         with _showing() as show:
-            done = experiments.run(config, changes or [], output=folder, workers=workers, data=data, progress=show)
+            done = experiments.run(config, changes or [], **own, progress=show)
         for line in done.failed:
             typer.echo(f"error: {line}", err=True)
-        if done.outcomes.records:
+        if done.shard:
+            typer.echo(str(done.shard))
+        if done.outcomes.records and not (done.shard and done.shard.left):
             _print(done.headline())
             typer.echo(f"report: {folder / 'report.html'}")
         if done.failed:
             raise typer.Exit(1)
+
+
+def _print_dry_run(config: Path, folder: Path, changes: list[str], workers: int | None) -> None:
+    from mas.experiments.dry_run import dry_run
+    from mas.experiments.read_config import load_config
+
+    for line in dry_run(load_config(config, changes, try_data=False), folder, workers).lines():
+        typer.echo(line)
 
 
 @app.command()
@@ -307,3 +333,6 @@ def _console() -> "Console":
             raise BrokenPipeError  # rich would end the process here
 
     return Lines(width=width, markup=False, emoji=False)  # names of folders and classes may look like markup
+
+
+register(app, _user_errors)

@@ -22,7 +22,7 @@ FLOORS = [
     {"information", "plasticity", "task2vec"},
     {"strategies", "benchmarks"},
     {"experiments"},
-    {"cli"},
+    {"cli", "cli_folder"},
     {"__main__"},
 ]
 APART = {("strategies", "benchmarks"), ("benchmarks", "strategies")}

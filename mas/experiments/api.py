@@ -20,6 +20,7 @@ from mas.experiments.report.sections import Headline
 from mas.experiments.reporting import write_report
 from mas.experiments.results import Results
 from mas.experiments.runner import read_folder, run_experiment
+from mas.experiments.shard import ShardDone, parse_shard
 from mas.experiments.store import Store
 
 
@@ -36,12 +37,14 @@ class Run:
         config: typed, with every default.
         outcomes: the records of the cells, and what was chosen.
         failed: one line for each cell that broke.
+        shard: how far a run of a share of the cells has come.
     """
 
     folder: Path
     config: Experiment
     outcomes: Results
     failed: tuple[str, ...] = ()
+    shard: ShardDone | None = None
 
     @cached_property
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -96,8 +99,12 @@ def run(
     workers: int | None = None,
     data: str | Path | None = None,
     progress: Progress = ignore,
+    shard: str | tuple[int, int] | None = None,
+    extend: bool = False,
 ) -> Run:
     """Train every cell of a config that ``output`` does not hold yet, and write tables, figures and a report.
+
+    Several processes may run one config on one folder: each cell is trained by one of them.
 
     Args:
         config: a YAML file, or the same as a dict.
@@ -107,6 +114,9 @@ def run(
         data: where data sets are; by default the config's ``data_root``, or ``MAS_DATA``.
         progress: called with `mas.experiments.Started` once, with `mas.experiments.CellStarted`,
             `mas.experiments.CellAt` now and then, and `mas.experiments.CellEnded` for each cell.
+        shard: the share of the cells to train, such as ``(1, 3)`` or ``"1/3"``. The report is written by the run
+            that finds all cells finished, by `Run.report`, or by `merge`.
+        extend: add cells, such as further seeds, to a folder of a config that has fewer.
 
     Returns:
         The run; cells that broke are in ``failed``.
@@ -116,11 +126,12 @@ def run(
 
     >>> run("configs/split_digits.yaml", {"seeds": 2}, output="runs/small").summary  # doctest: +SKIP
     """
+    part = parse_shard(shard)
     loaded = load_config(config, _as_text(changes), Path(data) if data else None)
     with telling(_loggers(loaded, Path(output)), progress) as tell:
-        outcome = run_experiment(loaded, Path(output), workers, tell)
-    made = Run(Path(output), loaded, outcome.results, tuple(outcome.failed))
-    if outcome.results.records:
+        outcome = run_experiment(loaded, Path(output), workers, tell, shard=part, extend=extend)
+    made = Run(Path(output), loaded, outcome.results, tuple(outcome.failed), outcome.shard)
+    if outcome.results.records and not (outcome.shard and outcome.shard.left):
         made.report()
     return made
 

@@ -2,7 +2,11 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from mas.experiments.errors import UserError
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -26,6 +30,18 @@ def write_whole(path: Path, data: bytes) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise UserError where a file of a run's folder cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); finished cells are kept: make room or allow "
+            "writing, and run the same command again"
+        ) from None
 
 
 def make_folder(folder: Path) -> None:

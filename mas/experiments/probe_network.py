@@ -17,6 +17,7 @@ from mas.benchmarks.cache import cache_folder
 from mas.experiments.avalanche_types import Benchmark
 from mas.experiments.build import build_benchmark, model_for
 from mas.experiments.cell import Cell, CellTraining, TrainingSettings
+from mas.experiments.checkpoints import Checkpoints
 from mas.experiments.config.embedding import ProbeNetwork
 from mas.experiments.config.schema import STRATEGY_MODELS, Training
 from mas.experiments.context import CellContext
@@ -104,15 +105,17 @@ def _trained(settings: TrainingSettings, seed: int, report: Callable[[CellEvent]
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.is_file():
+            checkpoints = Checkpoints(path.with_suffix(".checkpoints"))
             buffer = io.BytesIO()
-            torch.save(_train(settings, seed, report), buffer)
+            torch.save(_train(settings, seed, CellContext(checkpoints, report)), buffer)
             write_whole(path, buffer.getvalue())
+            checkpoints.clear()
     loaded: dict[str, Any] = torch.load(path, weights_only=True)
     return loaded
 
 
-def _train(settings: TrainingSettings, seed: int, report: Callable[[CellEvent], None]) -> dict[str, Any]:
-    trained = train_cell(Cell("probe_network", seed, settings), True, CellContext(report=report))
+def _train(settings: TrainingSettings, seed: int, context: CellContext) -> dict[str, Any]:
+    trained = train_cell(Cell("probe_network", seed, settings), True, context)
     if not trained.outcome.finished or trained.weights is None:
         raise UserError(f"probe_network: its training diverged ({trained.outcome.reason}); lower its training.lr")
     return {"weights": trained.weights, "accuracy": trained.outcome.final_acc()}

@@ -33,7 +33,8 @@ def write_report(store: Store, config: Experiment, results: Results) -> Headline
     files |= {f"figures/{name}.png": picture for name, picture in pictures.items()}
     files |= kind.files(config, results)
     files["report.html"] = _rendered(store.folder.name, kind.page(config, tables), pictures, config, results)
-    _write_files(store, files)
+    with store.exclusive("report"):
+        _write_files(store, files)
     return kind.headline(config, tables)
 
 
@@ -58,7 +59,8 @@ def _write_files(store: Store, files: Mapping[str, str | bytes]) -> None:
 
 
 _LIST = "report.json"
-_NEVER_REMOVED = ("cells", "models", "config.yaml", "data.json", "environment.json", _LIST)
+_FOLDERS = ("cells", "models", "checkpoints", "failed", "locks")
+_NEVER_REMOVED = (*_FOLDERS, "config.yaml", "data.json", "environment.json", _LIST)
 
 
 def _is_of_reports(store: Store, name: str) -> bool:

@@ -9,16 +9,19 @@ from pathlib import Path
 import torch
 
 from mas.benchmarks import fingerprint
+from mas.experiments.belonging import refuse_other_config
 from mas.experiments.cell import Cell
 from mas.experiments.config.schema import Experiment, StreamOptions, devices_of, parts_of
 from mas.experiments.config.search import Choice
 from mas.experiments.engines.local import run_local
-from mas.experiments.engines.task import Failed, Stopped, Task, TaskQueue
 from mas.experiments.errors import UserError
-from mas.experiments.events import CellEnded, Progress, Started, ignore
+from mas.experiments.events import Progress, Started, ignore
+from mas.experiments.locks import CellLocks
 from mas.experiments.plan import Plan
 from mas.experiments.read_config import load_config
 from mas.experiments.results import Results, Tried, best
+from mas.experiments.shard import Shard, ShardDone, share_of
+from mas.experiments.shared import SharedCells
 from mas.experiments.store import Store
 
 
@@ -29,18 +32,29 @@ class RunOutcome:
     results: Results
     kept: int  # cells that were finished before
     failed: list[str] = field(default_factory=list)  # one line for each cell that broke
+    shard: ShardDone | None = None  # of a run of a share of the cells
 
 
 def run_experiment(
-    config: Experiment, folder: Path, workers: int | None = None, progress: Progress = ignore
+    config: Experiment,
+    folder: Path,
+    workers: int | None = None,
+    progress: Progress = ignore,
+    *,
+    shard: Shard | None = None,
+    extend: bool = False,
 ) -> RunOutcome:
     """Train every cell of a config that ``folder`` does not hold yet: first those that choose values.
+
+    Several processes may run one config on one folder: each cell is trained by one of them.
 
     Args:
         config: from `mas.experiments.read_config.load_config`.
         folder: for the results; finished cells in it are kept, others' results are refused.
         workers: processes; by default one per core. Results do not depend on it.
         progress: called with each event, see `mas.experiments.events`.
+        shard: the share of the cells to train; by default all.
+        extend: add cells to a folder of a config that has fewer.
 
     Raises:
         UserError: the folder holds other results or cannot be written; there is no such device.
@@ -50,17 +64,20 @@ def run_experiment(
     if workers is not None and workers < 1:
         raise UserError(f"workers: found {workers}; allowed: at least 1, or None for one per core")
     plan, store, workers = Plan(config), Store(folder), workers or default_workers()
-    kept = _claim(plan, store)
-    progress(Started(folder, kept, len(plan.every_cell()), workers))
-    failed = _train_all(plan.trying_cells(), store, workers, progress)
-    chosen = choices(plan, read_tries(plan, store))
-    cells = plan.cells(chosen)
-    store.refuse_others(cells)
-    failed += _train_all(cells, store, workers, progress, keep_weights=config.keeps_weights)
-    results = read_results(config, store)
-    if not failed:
+    kept = _claim(plan, store, extend)
+    progress(Started(folder, len(kept), len(plan.every_cell()), workers))
+    ids = shard.ids(plan) if shard else None
+    with CellLocks(folder) as locks:
+        shared = SharedCells(store, locks, progress, kept)
+        _train_all(share_of(plan.trying_cells(), ids), shared, workers)
+        cells = plan.cells(choices(plan, read_tries(plan, store)))
+        store.refuse_others(cells)
+        _train_all(share_of(cells, ids), shared, workers, keep_weights=config.keeps_weights)
+    results, failed = read_results(config, store), shared.failed
+    if not failed and shard is None:
         failed = [f"{x}: every value tried diverged; give others" for x in results.tries if x not in results.chosen]
-    return RunOutcome(results, kept, failed)
+    done = _shard_done(shard, plan, results, store) if shard else None
+    return RunOutcome(results, len(kept), failed, done)
 
 
 def default_workers() -> int:
@@ -127,42 +144,40 @@ def _check_device(device: str) -> None:
         raise UserError("training.device: found 'mps', but torch cannot use it here; set training.device=cpu")
 
 
-def _claim(plan: Plan, store: Store) -> int:
-    """Take the folder for the cells of a plan; return how many of them are finished already."""
+def _claim(plan: Plan, store: Store, extend: bool) -> frozenset[str]:
+    """Take the folder for the cells of a plan; return the ids of those that are finished already."""
     chosen = choices(plan, read_tries(plan, store)) if store.folder.is_dir() else {}
     to_report, waiting = plan.cells(chosen), plan.waiting(chosen)
     cells = [*plan.trying_cells(), *to_report]
     if plan.config.keeps_weights:
         store.refuse_without_weights(to_report)
-    store.claim(plan.config.plain(), cells, waiting, _fingerprints(plan.config))
-    return sum(store.read(cell) is not None for cell in cells)
+    data = _fingerprints(plan.config)
+    store.refuse(cells, waiting, data)
+    refuse_other_config(store, plan, extend=extend)
+    kept = frozenset(cell.id for cell in cells if store.has(cell))
+    with store.exclusive("folder"):
+        refuse_other_config(store, plan, extend=extend)  # another process may have taken the folder meanwhile
+        store.claim(plan.config.plain(), data, trains=bool(waiting) or len(kept) < len(cells))
+    return kept
 
 
 def _fingerprints(config: Experiment) -> dict[str, str]:
-    streams = [stream for _, stream in parts_of(config, StreamOptions)]
+    streams = [stream for own in config.each for _, stream in parts_of(own, StreamOptions)]
     specs = [spec for stream in streams for spec in stream.datasets_used().values()]
     return {spec if isinstance(spec, str) else json.dumps(spec): fingerprint(spec) for spec in specs}
 
 
-def _train_all(
-    cells: Sequence[Cell], store: Store, workers: int, progress: Progress, keep_weights: bool = False
-) -> list[str]:
-    """Train and keep the cells that are not finished; return a line for each that broke."""
-    failed = []
-    stopped = 0
-    missing = [cell for cell in cells if store.read(cell) is None]
-    tasks = [Task(cell, keep_weights, store.checkpoints(cell)) for cell in missing]
-    for task, result in run_local(TaskQueue(tasks), workers, progress):
-        cell = task.cell
-        if isinstance(result, Stopped):
-            stopped += 1
-        elif isinstance(result, Failed):
-            failed.append(f"{cell.id}: {result.reason}")
-            progress(CellEnded(cell, "failed", result.reason))
-        else:
-            outcome = result.outcome
-            store.save(cell, outcome, result.weights, result.provenance)
-            progress(CellEnded(cell, outcome.status, outcome.reason, outcome.seconds))
-    if stopped:
+def _train_all(cells: Sequence[Cell], shared: SharedCells, workers: int, keep_weights: bool = False) -> None:
+    """Train and keep the cells that are not finished, beside other processes on the folder."""
+    queue = shared.queue(cells, keep_weights=keep_weights)
+    for task, result in run_local(queue, workers, shared.report):
+        shared.end(queue, task, result)
+    if shared.stopped:
         raise KeyboardInterrupt
-    return failed
+
+
+def _shard_done(shard: Shard, plan: Plan, results: Results, store: Store) -> ShardDone:
+    every, own = plan.every_cell(), shard.ids(plan)
+    finished = {cell.id for cell in every if store.has(cell)}
+    waiting = {cell.id for cell in plan.waiting(results.chosen)}
+    return ShardDone(shard, len(own & finished), len(own), len(own & waiting - finished), len(every) - len(finished))

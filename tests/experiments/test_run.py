@@ -217,7 +217,9 @@ def test_more_seeds_or_strategies_keep_what_is_there(change, new, config_file, f
         target = folder / path.relative_to(finished[0])
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())
-    outcome = run_experiment(load_config(config_file, [change]), folder, workers=1)
+    with pytest.raises(UserError, match=r"is of another config: .* add cells to it with --extend, or choose another"):
+        run_experiment(load_config(config_file, [change]), folder, workers=1)
+    outcome = run_experiment(load_config(config_file, [change]), folder, workers=1, extend=True)
     assert outcome.kept == 8
     assert ran == new
 

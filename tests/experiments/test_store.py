@@ -199,7 +199,7 @@ def test_another_environment_is_added_where_more_is_trained(config_file, tmp_pat
     for number, seeds in ((0, 1), (1, 1), (2, 2), (2, 3)):
         other = replace(here, python=str(number))
         monkeypatch.setattr("mas.experiments.store.environment", lambda other=other: other)
-        run_experiment(load_config(config_file, [f"seeds={seeds}"]), folder, workers=1)
+        run_experiment(load_config(config_file, [f"seeds={seeds}"]), folder, workers=1, extend=True)
     known = json.loads((folder / "environment.json").read_text())
     assert [entry["python"] for entry in known] == ["0", "2"]
 

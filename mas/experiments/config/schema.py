@@ -1,6 +1,7 @@
 """What any config may say: typed models, with their defaults, that the kinds of experiment share."""
 
 import inspect
+import itertools
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, TypeVar, Union
@@ -369,7 +370,9 @@ class Experiment(Options):
     seeds: Annotated[int, Field(gt=0, le=MAX_SEEDS)] | Seeds = 5
     data_root: str | None = None  # where data sets are, or are downloaded to
     logging: Annotated[list[AnyLogger], AfterValidator(_each_logger_once)] = Field(default=[])  # no part of any cell
+    sweep: dict[str, list[Any]] = Field(default={})  # by the path of each option, its values
     _searches: tuple[Search, ...] = PrivateAttr(default=())
+    _combinations: tuple[Any, ...] = PrivateAttr(default=())  # configs, in the order of the product
 
     @property
     def searches(self) -> tuple[Search, ...]:
@@ -388,7 +391,33 @@ class Experiment(Options):
     def with_choice(self, choice: Choice) -> Self:
         """Return the config with a choice made."""
         values = {search.place: value for search, value in zip(choice.searches, choice.values, strict=True)}
-        return type(self).model_validate(with_values(self.model_dump(mode="json"), values))
+        chosen = type(self).model_validate(with_values(self.model_dump(mode="json"), values))
+        return chosen._with_combinations([own.with_choice(choice) for own in self._combinations])
+
+    @property
+    def combinations(self) -> list[tuple[dict[str, Any], Self]]:
+        """The combinations of swept values, each with the config that has them; empty without a sweep."""
+        values = itertools.product(*self.sweep.values())
+        named = [dict(zip(self.sweep, own, strict=True)) for own in values]
+        return list(zip(named, self._combinations, strict=True)) if self.sweep else []
+
+    @property
+    def each(self) -> tuple[Self, ...]:
+        """The config of each combination of a sweep; the config itself without one."""
+        return self._combinations or (self,)
+
+    def with_sweep(self, sweep: dict[str, list[Any]], configs: Sequence[Self]) -> Self:
+        """Return the config with a sweep.
+
+        Args:
+            sweep: by the path of each option, its values.
+            configs: of the combinations, the last option fastest.
+        """
+        return self.model_copy(update={"sweep": sweep})._with_combinations(configs)
+
+    def _with_combinations(self, configs: Sequence[Self]) -> Self:
+        self._combinations = tuple(configs)
+        return self
 
     def variants(self) -> Iterator[Self]:
         """Yield the config, then the config with each further value of each search, one search at a time."""
@@ -400,6 +429,8 @@ class Experiment(Options):
     def plain(self) -> dict[str, Any]:
         """Return the config as plain data, with every default; what is to be chosen stands as ``{select: [...]}``."""
         data = self.model_dump(mode="json")
+        if not self.sweep:
+            del data["sweep"]
         for search in self.searches:
             put(data, search.place, {"select": list(search.values)})
         return data

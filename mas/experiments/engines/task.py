@@ -11,7 +11,8 @@ from mas.experiments.context import CellContext
 from mas.experiments.errors import UserError
 from mas.experiments.events import CellEvent, CellStarted, ignore
 from mas.experiments.jobs import run_cell
-from mas.experiments.stopping import StoppedError
+from mas.experiments.provenance import identity
+from mas.experiments.stopping import StoppedError, ending_when_asked
 from mas.experiments.training import Trained
 
 
@@ -48,11 +49,18 @@ class TaskQueue:
         tasks: in the order in which they are begun.
         claim: called before a task is handed out. False means that another process does the cell now;
             the task is offered again later.
+        is_done: called before that. True means that another process has done the cell; the task is dropped.
     """
 
-    def __init__(self, tasks: Sequence[Task], claim: Callable[[Task], bool] = lambda task: True):
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        claim: Callable[[Task], bool] = lambda task: True,
+        is_done: Callable[[Task], bool] = lambda task: False,
+    ):
         self._waiting = deque(tasks)
         self._claim = claim
+        self._is_done = is_done
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -61,10 +69,16 @@ class TaskQueue:
         """Return the next task that can be claimed; None if there is none at present."""
         for _ in range(len(self._waiting)):
             task = self._waiting.popleft()
+            if self._is_done(task):
+                continue
             if self._claim(task):
                 return task
             self._waiting.append(task)
         return None
+
+    def give_back(self, task: Task) -> None:
+        """Offer a task again that was handed out."""
+        self._waiting.append(task)
 
     def rest(self) -> list[Task]:
         """Return the tasks that were not handed out."""
@@ -73,10 +87,11 @@ class TaskQueue:
 
 def attempt(task: Task, report: Callable[[CellEvent], None] = ignore) -> Result:
     """Do a task; return in words what broke, so that one cell does not stop the others."""
-    checkpoints = None if task.checkpoints is None else Checkpoints(task.checkpoints)
+    checkpoints = None if task.checkpoints is None else Checkpoints(task.checkpoints, of=identity(task.cell))
     report(CellStarted(task.cell))
     try:
-        return run_cell(task.cell, task.keep_weights, CellContext(checkpoints, report))
+        with ending_when_asked():
+            return run_cell(task.cell, task.keep_weights, CellContext(checkpoints, report))
     except StoppedError:
         return Stopped()
     except UserError as error:

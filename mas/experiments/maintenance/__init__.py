@@ -1,0 +1,1 @@
+"""What keeps folders of runs in order: status, clean, verify, merge."""
