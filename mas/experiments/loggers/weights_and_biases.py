@@ -77,4 +77,7 @@ class WeightsAndBiases:
 
     def _is_logged_in(self) -> bool:
         """Return whether W&B has a key; without one it would ask for it in the middle of the run."""
-        return bool(getattr(getattr(self._wandb, "api", None), "api_key", None))
+        try:
+            return bool(self._wandb.login(prompt=False))
+        except TypeError:  # older releases
+            return bool(self._wandb.api.api_key)
