@@ -348,12 +348,29 @@ class Training(Options):
         return self.schedule is not None
 
 
+def _whole_above_one(value: float) -> float:
+    if value > 1 and value != int(value):
+        raise ValueError("a share of one, or a whole number")
+    return value
+
+
+Share = Annotated[NonNegative, AfterValidator(_whole_above_one)]
+
+
+class Resources(Options):
+    """What each cell takes of a machine where an engine deals it out, as Ray does. No result depends on it."""
+
+    cpus: Annotated[Share, Field(gt=0)] = 1.0
+    gpus: Share = 0.0  # 0.2: five cells share one GPU
+
+
 class Experiment(Options):
     """The keys of all experiments. A value to be chosen by ``select`` stands as the first of its list."""
 
     experiment: str
     seeds: Annotated[int, Field(gt=0, le=MAX_SEEDS)] | Seeds = 5
     data_root: str | None = None  # where data sets are, or are downloaded to
+    resources: Resources = Resources()
     _searches: tuple[Search, ...] = PrivateAttr(default=())
 
     @property
