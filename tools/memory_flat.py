@@ -84,7 +84,7 @@ def main() -> None:
     tenth = values[len(values) // 10]
     print(
         f"after cell {len(values) // 10 + 1}: {tenth:.1f} MiB; at the end: {values[-1]:.1f} MiB; most: {max(values):.1f}"
-    )  # noqa: T201
+    )
     print(f"growth over the second half: {1024 * slope(values):.1f} KiB a cell")  # noqa: T201
 
 
