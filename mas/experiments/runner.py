@@ -65,8 +65,9 @@ def run_experiment(
         raise UserError(f"workers: found {workers}; allowed: at least 1, or None for one per core")
     plan, store, workers = Plan(config), Store(folder), workers or default_workers()
     kept = _claim(plan, store, extend)
-    progress(Started(folder, len(kept), len(plan.every_cell()), workers))
     ids = shard.ids(plan) if shard else None
+    own = ids if ids is not None else frozenset(cell.id for cell in plan.every_cell())
+    progress(Started(folder, len(kept & own), len(own), workers))
     with CellLocks(folder) as locks:
         shared = SharedCells(store, locks, progress, kept)
         _train_all(share_of(plan.trying_cells(), ids), shared, workers)
