@@ -82,6 +82,16 @@ def run(
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Print the cells and about how long they take; train and write nothing.")
     ] = False,
+    engine: Annotated[
+        str, typer.Option(metavar="NAME", help="Where cells are done: local, or ray. Results do not depend on it.")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a Ray cluster: auto, IP:PORT or ray://HOST:PORT; by default Ray is started here.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train every strategy with every seed, then write tables, figures and a report.
 
@@ -91,7 +101,7 @@ def run(
         from mas.experiments.early import check_early
 
         folder = output or Path("runs") / config.stem
-        check_early(config, changes or [], folder, shard)
+        check_early(config, changes or [], folder, engine=engine, shard=shard)
         if dry:
             _print_dry_run(config, folder, changes or [], workers)
             return
@@ -99,6 +109,7 @@ def run(
         from mas import experiments
 
         own: dict[str, Any] = {"output": folder, "workers": workers, "data": data, "shard": shard, "extend": extend}
+        own |= {"engine": engine, "address": address}
         with _showing() as show:
             done = experiments.run(config, changes or [], **own, progress=show)
         for line in done.failed:

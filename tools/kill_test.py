@@ -83,6 +83,7 @@ class Findings:
     cells_done_twice: list[str] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)  # in records or weights
     errors: list[str] = field(default_factory=list)  # resumed runs that failed or hung
+    stops: list[float] = field(default_factory=list)  # seconds from SIGTERM to the end of the process
     temporary_files: int = 0  # left in folders of results
     checkpoints_left: int = 0  # of cells that are finished
     orphans: int = 0  # processes that were there 5 s after the first of their group was killed
@@ -127,6 +128,26 @@ class Killer:
             if len(self.findings.kills) >= kills:
                 return
             self._kill_run(name, saving, kills)
+
+    def stop_forks(self, stops: int) -> None:
+        """Send SIGTERM to forked runs at a random moment, and let others end them."""
+        for name, _ in self._turns():
+            if len(self.findings.stops) >= stops:
+                return
+            reference, folder, shared = self._reference(name), self._new_folder(), Shared()
+            process = _fork(self.experiments[name], folder, shared, SAVINGS[-1])
+            _wait_until(lambda: bool(shared.read()[0]) or _has_ended(process))  # noqa: B023 - called here
+            _wait_until(lambda: _has_ended(process), self.random.uniform(0, reference.seconds))  # noqa: B023
+            if not _has_ended(process):
+                os.kill(process, signal.SIGTERM)
+                asked = time.monotonic()
+                _wait(process)
+                self.findings.stops.append(round(time.monotonic() - asked, 3))
+                self._finish(name, folder, lambda: _fork(self.experiments[name], folder, shared, SAVINGS[-1]))  # noqa: B023
+                self._compare(name, folder, reference)
+            else:
+                _wait(process)
+            shutil.rmtree(folder.parent, ignore_errors=True)
 
     def kill_commands(self, kills: int) -> None:
         """Kill ``mas run`` with two workers: the whole group, its first process, or a worker of it."""
@@ -426,7 +447,7 @@ def _weights(path: Path) -> dict[str, bytes] | None:
 
 
 def kill_test(
-    kills: int, *, seed: int = 0, commands: int = 0, experiments: Mapping[str, Config] | None = None
+    kills: int, *, seed: int = 0, commands: int = 0, stops: int = 0, experiments: Mapping[str, Config] | None = None
 ) -> Findings:
     """Kill runs at random moments; return what came of it.
 
@@ -434,6 +455,7 @@ def kill_test(
         kills: how many.
         seed: of the moments.
         commands: how many of the kills hit ``mas run``.
+        stops: how many runs are asked to stop, beside the kills.
         experiments: by name; by default `small_experiments`.
     """
     begun = time.monotonic()
@@ -441,6 +463,7 @@ def kill_test(
         killer = Killer(folder, seed, experiments or small_experiments())
         killer.kill_forks(kills - commands)
         killer.kill_commands(commands)
+        killer.stop_forks(stops)
         killer.findings.seconds = round(time.monotonic() - begun, 1)
         return killer.findings
 
@@ -465,6 +488,8 @@ def as_markdown(findings: Findings) -> str:
         f"| records or weights that differ | {len(findings.differences)} |",
         f"| resumed runs that failed | {len(findings.errors)} |",
         f"| processes left behind after 5 s | {findings.orphans} |",
+        f"| runs stopped by SIGTERM | {len(findings.stops)} |",
+        f"| most seconds from SIGTERM to the end | {max(findings.stops, default=0.0):.2f} |",
         f"| temporary files left | {findings.temporary_files} |",
         f"| checkpoints of finished cells left | {findings.checkpoints_left} |",
         f"| most seconds of work lost by a kill, by default | {max(by_default, default=0.0):.2f} |",
@@ -494,12 +519,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--commands", type=int, default=10, help="how many of them hit `mas run`")
+    parser.add_argument("--stops", type=int, default=0, help="runs that are asked to stop, beside the kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="experiments whose name contains this")
     parser.add_argument("--output", type=Path, help="a folder for kills.json and kills.md")
     given = parser.parse_args()
     chosen = {name: config for name, config in small_experiments().items() if given.only in name}
-    findings = kill_test(given.kills, seed=given.seed, commands=given.commands, experiments=chosen)
+    findings = kill_test(given.kills, seed=given.seed, commands=given.commands, stops=given.stops, experiments=chosen)
     page = as_markdown(findings)
     if given.output:
         given.output.mkdir(parents=True, exist_ok=True)

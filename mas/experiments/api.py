@@ -101,6 +101,8 @@ def run(
     progress: Progress = ignore,
     shard: str | tuple[int, int] | None = None,
     extend: bool = False,
+    engine: str = "local",
+    address: str | None = None,
 ) -> Run:
     """Train every cell of a config that ``output`` does not hold yet, and write tables, figures and a report.
 
@@ -118,6 +120,8 @@ def run(
         shard: the share of the cells to train, such as ``(1, 3)`` or ``"1/3"``. The report is written by the run
             that finds all cells finished, by `Run.report`, or by `merge`.
         extend: add cells, such as further seeds, to a folder of a config that has fewer.
+        engine: where cells are done: ``"local"``, processes on this machine, or ``"ray"``. Results do not depend on it.
+        address: of a Ray cluster, such as ``"auto"`` or ``"ray://head:10001"``; by default Ray is started here.
 
     Returns:
         The run; cells that broke are in ``failed``.
@@ -129,8 +133,9 @@ def run(
     """
     part = parse_shard(shard)
     loaded = load_config(config, _as_text(changes), Path(data) if data else None)
+    own: dict[str, Any] = {"shard": part, "extend": extend, "engine": engine, "address": address}
     with telling(_loggers(loaded, Path(output)), progress) as tell:
-        outcome = run_experiment(loaded, Path(output), workers, tell, shard=part, extend=extend)
+        outcome = run_experiment(loaded, Path(output), workers, tell, **own)
     made = Run(Path(output), loaded, outcome.results, tuple(outcome.failed), outcome.shard)
     if outcome.results.records and not (outcome.shard and outcome.shard.left):
         made.report()

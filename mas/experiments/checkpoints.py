@@ -19,6 +19,9 @@ INTERVAL = 30.0
 SHARE = 0.02
 """Of a cell's time, at most, that checkpoints take."""
 
+_EXPECTED = 0.05
+"""Seconds that the first checkpoint is expected to take: cells that are done in less than 50 times that save none."""
+
 _VERSION = 1
 """Of the form of a checkpoint: another one is not used, and the cell begins anew."""
 
@@ -37,7 +40,7 @@ class Checkpoints:
         folder: for this cell alone.
         of: what the cell is; checkpoints of anything else are not used.
         interval: seconds between two checkpoints within an epoch.
-        share: of the time, at most, that checkpoints take; 1 saves whenever it is asked for.
+        share: of the time, at most, that checkpoints take; infinity saves whenever it is asked for.
     """
 
     def __init__(self, folder: Path, *, of: str = "", interval: float = INTERVAL, share: float = SHARE):
@@ -45,7 +48,7 @@ class Checkpoints:
         self.of = of
         self.interval = interval
         self.share = share
-        self._cost = 0.0  # seconds of the last one
+        self._cost = _EXPECTED  # seconds of the last one
         self._last = time.perf_counter()  # when it ended
 
     def is_due(self, *, within_epoch: bool) -> bool:

@@ -77,7 +77,7 @@ def provenance_of(cell: Cell, *, started: datetime) -> Provenance:
         environment=_environment_of_process(),
         started=started.isoformat(timespec="milliseconds"),
         seconds=round((datetime.now(UTC) - started).total_seconds(), 3),
-        peak_memory=_peak_memory(),
+        peak_memory=peak_memory(),
     )
 
 
@@ -119,7 +119,8 @@ _CLEAR = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
 
 
-def _peak_memory() -> int | None:
+def peak_memory() -> int | None:
+    """Return the bytes that this process held at most since `forget_peak_memory`; None if the system does not say."""
     with suppress(OSError, StopIteration, ValueError):
         lines = _STATUS.read_text(encoding="utf-8").splitlines()
         return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))

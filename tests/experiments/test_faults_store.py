@@ -384,7 +384,7 @@ def test_a_cell_says_what_it_was_made_with(config_file, tmp_path):
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux forgets a peak")
 def test_the_peak_of_memory_is_that_of_the_cell():
     taken = torch.ones(10**8)  # 400 MB
-    before = provenance._peak_memory()
+    before = provenance.peak_memory()
     del taken
     cell = first_cell("naive")
     small = run_cell(cell).provenance.peak_memory

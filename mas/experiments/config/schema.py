@@ -363,6 +363,22 @@ def _each_logger_once(loggers: list[LoggerOptions]) -> list[LoggerOptions]:
     return loggers
 
 
+def _whole_above_one(value: float) -> float:
+    if value > 1 and value != int(value):
+        raise ValueError("a share of one, or a whole number")
+    return value
+
+
+Share = Annotated[NonNegative, AfterValidator(_whole_above_one)]
+
+
+class Resources(Options):
+    """What each cell takes of a machine where an engine deals it out, as Ray does. No result depends on it."""
+
+    cpus: Annotated[Share, Field(gt=0)] = 1.0
+    gpus: Share = 0.0  # 0.2: five cells share one GPU
+
+
 class Experiment(Options):
     """The keys of all experiments. A value to be chosen by ``select`` stands as the first of its list."""
 
@@ -371,6 +387,7 @@ class Experiment(Options):
     data_root: str | None = None  # where data sets are, or are downloaded to
     logging: Annotated[list[AnyLogger], AfterValidator(_each_logger_once)] = Field(default=[])  # no part of any cell
     sweep: dict[str, list[Any]] = Field(default={})  # by the path of each option, its values
+    resources: Resources = Resources()
     _searches: tuple[Search, ...] = PrivateAttr(default=())
     _combinations: tuple[Any, ...] = PrivateAttr(default=())  # configs, in the order of the product
 
