@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from mas.cli_folder import register
+from mas.cli_folder import register, say_reading
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,7 +101,7 @@ def run(
         from mas.experiments.early import check_early
 
         folder = output or Path("runs") / config.stem
-        check_early(config, changes or [], folder, engine)
+        check_early(config, changes or [], folder, engine=engine, shard=shard)
         if dry:
             _print_dry_run(config, folder, changes or [], workers)
             return
@@ -124,6 +124,7 @@ def run(
 
 
 def _print_dry_run(config: Path, folder: Path, changes: list[str], workers: int | None) -> None:
+    say_reading(config)
     from mas.experiments.dry_run import dry_run
     from mas.experiments.read_config import load_config
 
@@ -138,7 +139,7 @@ def check(config: ConfigFile, changes: Changes = None, data: Data = None) -> Non
         from mas.experiments.early import check_early
 
         check_early(config, changes or [])
-        _say_reading(config)
+        say_reading(config)
         from mas.experiments.plan import Plan
         from mas.experiments.read_config import load_config
 
@@ -154,7 +155,7 @@ def report(
 ) -> None:
     """Make the tables, figures and the report of a run anew from its cells."""
     with _user_errors():
-        _say_reading(folder)
+        say_reading(folder)
         from mas import experiments
 
         _print(experiments.load(folder).report())
@@ -168,7 +169,7 @@ def compare(
 ) -> None:
     """Compare the strategies that two runs have in common, paired by seed."""
     with _user_errors():
-        _say_reading(first)
+        say_reading(first)
         from rich.table import Table
 
         from mas.experiments.compare import compare_folders
@@ -233,12 +234,6 @@ def _leave(code: int) -> NoReturn:
     except BrokenPipeError:
         code = code or _CLOSED
     os._exit(code)
-
-
-def _say_reading(place: Path) -> None:
-    """Show on a terminal that something is going on: what follows imports torch, which takes seconds."""
-    if sys.stderr.isatty():
-        typer.echo(f"reading {place}", err=True)
 
 
 @contextmanager

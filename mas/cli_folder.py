@@ -1,5 +1,6 @@
 """Commands on folders that ``mas run`` has written. Heavy imports happen inside them, so that help is quick."""
 
+import sys
 from collections.abc import Callable
 from contextlib import ContextDecorator
 from pathlib import Path
@@ -8,6 +9,12 @@ from typing import Annotated
 import typer
 
 Folder = Annotated[Path, typer.Argument(help="A folder that mas run has written.", show_default=False)]
+
+
+def say_reading(place: Path) -> None:
+    """Show on a terminal that something is going on: what follows imports torch, which takes seconds."""
+    if sys.stderr.isatty():
+        typer.echo(f"reading {place}", err=True)
 
 
 def register(app: typer.Typer, user_errors: Callable[[], ContextDecorator]) -> None:
@@ -26,6 +33,7 @@ def status(
     every: Annotated[bool, typer.Option("--all", help="Show also each cell that is done or waiting.")] = False,
 ) -> None:
     """Show how far a run has come: cells done, running, stopped, failed, diverged, waiting."""
+    say_reading(folder)
     from rich.console import Console
     from rich.table import Table
 
@@ -49,6 +57,7 @@ def merge(
     folders: Annotated[list[Path], typer.Argument(help="Folders of one config.", show_default=False)],
 ) -> None:
     """Join folders of one config, such as those of shards; then write the report if every cell is there."""
+    say_reading(out)
     from mas.experiments.maintenance.merge import merge as merge_folders
 
     merged = merge_folders(out, folders)
@@ -62,6 +71,7 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be removed, and remove nothing.")] = False,
 ) -> None:
     """Remove checkpoints, stale locks, notes on failed cells and temporary files; results stay."""
+    say_reading(folder)
     from mas.experiments.maintenance.clean import clean as clean_folder
 
     removed = clean_folder(folder, dry_run=dry_run)
@@ -82,6 +92,7 @@ def verify(
     ] = None,
 ) -> None:
     """Check all records of a run, and run one cell again: are its numbers the same to the bit?"""
+    say_reading(folder)
     from mas.experiments.maintenance.verify import verify as verify_folder
 
     found = verify_folder(folder, cell=cell, seed=seed, data=data)

@@ -326,6 +326,7 @@ ROOT = Path(__file__).resolve().parent.parent
             "--set strategies.7.lam=1: there is no 7 in a list of 2",
         ),
         (("run", "small.yaml", "--output", "small.yaml"), "small.yaml: is a file; expected a folder for results"),
+        (("run", "small.yaml", "--shard", "4/3"), "shard: found '4/3'; expected i/n with 1"),
         (("run", "small.yaml", "--workers", "0"), "Invalid value for '--workers'"),
     ],
 )

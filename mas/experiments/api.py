@@ -114,8 +114,9 @@ def run(
         output: the folder for the results. A run that was stopped goes on where it was.
         workers: processes; by default one per core. Results do not depend on it.
         data: where data sets are; by default the config's ``data_root``, or ``MAS_DATA``.
-        progress: called with `mas.experiments.Started` once, with `mas.experiments.CellStarted`,
-            `mas.experiments.CellAt` now and then, and `mas.experiments.CellEnded` for each cell.
+        progress: called with `mas.experiments.Started` once; for each cell with `mas.experiments.CellStarted`,
+            `mas.experiments.CellAt` at most twice a second, `mas.experiments.EpochEnded`,
+            `mas.experiments.CellTested` and `mas.experiments.CellEnded`.
         shard: the share of the cells to train, such as ``(1, 3)`` or ``"1/3"``. The report is written by the run
             that finds all cells finished, by `Run.report`, or by `merge`.
         extend: add cells, such as further seeds, to a folder of a config that has fewer.

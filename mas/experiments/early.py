@@ -6,20 +6,35 @@ from pathlib import Path
 from mas.experiments.config.yaml_source import Source
 from mas.experiments.engines.registry import check_engine_name
 from mas.experiments.errors import UserError
+from mas.experiments.shard import parse_shard
 
 
-def check_early(config: Path, changes: Sequence[str] = (), output: Path | None = None, engine: str = "local") -> None:
-    """Raise UserError for a file that is missing or no plain YAML, a change that goes nowhere, and a file as folder.
-
-    Also for an engine that does not exist.
+def check_early(
+    config: Path,
+    changes: Sequence[str] = (),
+    output: Path | None = None,
+    *,
+    engine: str = "local",
+    shard: str | None = None,
+) -> None:
+    """Raise UserError for a file that is missing or no plain YAML, a change that goes nowhere, and other such mistakes.
 
     Args:
         config: a YAML file.
         changes: ``key.key=value``.
         output: the folder for results.
         engine: its name.
+        shard: such as ``1/3``.
     """
+    parse_shard(shard)
     check_engine_name(engine)
     Source(config, changes)
-    if output is not None and output.is_file():
+    if output is not None and _is_file(output):
         raise UserError(f"{output}: is a file; expected a folder for results: choose another with --output")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long: the store says so
+        return False

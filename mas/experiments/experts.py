@@ -19,7 +19,7 @@ from mas.experiments.context import CellContext
 from mas.experiments.embedding import Batches, in_shape, task_batches
 from mas.experiments.errors import BLOW_UPS
 from mas.experiments.probe_network import Shape, probe_network, shape_of
-from mas.experiments.progress import StepReports, as_part
+from mas.experiments.progress import ProgressPlugin, Stage, StepReports, as_part
 from mas.experiments.record import Outcome
 from mas.experiments.resuming import Resumable, save_outcome, saved_outcome
 from mas.experiments.seeds import stream_seed
@@ -68,7 +68,9 @@ def _measure(cell: Cell, settings: ExpertSettings, outcome: Outcome, context: Ce
         own_seed = stream_seed(seed, "expert", settings.expert)
         strategy = expert_strategy(expert, experience, settings.training, shape=shape, seed=own_seed)
         resumable = Resumable(strategy, benchmark, outcome, checkpoints)
-        _train(resumable, experience)
+        work = [Stage(settings.training.epochs_of(0), len(experience.dataset))]
+        progress = ProgressPlugin(cell, work, as_part(cell, "expert", context.report))
+        _train(resumable, progress, experience)
         save: Callable[[], None] = partial(_save, resumable)
     else:
         found = saved_outcome(checkpoints)
@@ -87,9 +89,9 @@ def _measure(cell: Cell, settings: ExpertSettings, outcome: Outcome, context: Ce
     report.at(len(accuracies))
 
 
-def _train(resumable: Resumable, experience: Experience) -> None:
+def _train(resumable: Resumable, progress: ProgressPlugin, experience: Experience) -> None:
     """Train an expert, or what is left of it; stage 1 is its end."""
-    resumable.strategy.plugins.append(resumable)
+    resumable.strategy.plugins += [resumable, progress]
     resumable.resume()
     if resumable.stage:
         return

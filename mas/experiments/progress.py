@@ -182,6 +182,8 @@ def as_part(cell: Cell, part: str, report: Callable[[CellEvent], None]) -> Calla
         part: what is trained, see `mas.experiments.events.CellAt`.
         report: called with the events of the cell.
     """
+    if report is ignore:
+        return ignore
 
     def pass_on(event: CellEvent) -> None:
         if isinstance(event, CellAt):

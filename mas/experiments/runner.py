@@ -73,7 +73,8 @@ def run_experiment(
         used = engine_named("local")  # there is nothing to do: no cluster is asked
     ids = shard.ids(plan) if shard else None
     with used.open(options) as opened, CellLocks(folder) as locks:
-        progress(Started(folder, len(kept), len(every), opened.workers))
+        own = frozenset(cell.id for cell in every) if ids is None else ids
+        progress(Started(folder, len(kept & own), len(own), opened.workers))
         shared = SharedCells(store, locks, progress, kept)
         _train_all(share_of(plan.trying_cells(), ids), shared, opened)
         cells = plan.cells(choices(plan, read_tries(plan, store)))

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from mas.experiments.cell import Cell
 from mas.experiments.errors import UserError
-from mas.experiments.plan import Plan
+
+if TYPE_CHECKING:  # a shard that there is not is found before torch is imported
+    from mas.experiments.cell import Cell
+    from mas.experiments.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Shard:
         """Return the shard as a user gives it, such as ``2/3``."""
         return f"{self.number}/{self.count}"
 
-    def ids(self, plan: Plan) -> frozenset[str]:
+    def ids(self, plan: "Plan") -> frozenset[str]:
         """Return the ids of this shard's cells: every ``count``-th one of the plan."""
         return frozenset(cell.id for cell in plan.every_cell()[self.number - 1 :: self.count])
 
@@ -67,6 +70,6 @@ def parse_shard(shard: str | Sequence[int] | Shard | None) -> Shard | None:
     return Shard(number, count)
 
 
-def share_of(cells: Sequence[Cell], ids: frozenset[str] | None) -> list[Cell]:
+def share_of(cells: Sequence["Cell"], ids: frozenset[str] | None) -> list["Cell"]:
     """Return the cells of a share; all of them without one."""
     return [cell for cell in cells if ids is None or cell.id in ids]

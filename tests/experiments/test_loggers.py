@@ -286,6 +286,18 @@ def test_a_logger_that_fails_is_left_out_with_one_warning():
     assert seen == events
 
 
+def test_cells_of_other_processes_are_not_logged():
+    cell, other = first_cell("naive"), first_cell("mas")
+    logger, seen = Fails(()), []
+    logger.close = lambda: None
+    events = [CellStarted(cell), CellEnded(other, "finished"), CellEnded(cell, "finished")]
+    with telling({"jsonl": lambda: logger}, seen.append) as tell:
+        for event in events:
+            tell(event)
+    assert logger.told == [events[0], events[2]]
+    assert seen == events
+
+
 def test_a_run_goes_on_where_the_disk_is_full_for_logs(tmp_path):
     (tmp_path / "r").mkdir()
     (tmp_path / "r/config.yaml").write_text("")

@@ -219,6 +219,31 @@ def test_a_cell_that_embeds_reports_its_probe_network_and_its_tasks(always, tmp_
     assert silent.outcome.embeddings == found.outcome.embeddings
 
 
+EXPERTS = {
+    "experiment": "expert_selection",
+    "benchmark": {"dataset": {"name": "digits", "train": 400, "test": 60}, "experiences": 5},
+    "experts": 2,
+    "probe_network": {"model": {"name": "mlp", "hidden": [8]}},
+    "training": {"epochs": 3, "batch_size": 20},
+    "transfer": {"per_class": 10},
+    "seeds": 1,
+}
+
+
+def test_an_expert_reports_its_training_and_its_tasks(always):
+    cells = Plan(load_config(EXPERTS)).every_cell()
+    (cell,) = [cell for cell in cells if cell.label == "expert-0"]
+    events = []
+    found = run_cell(cell, False, CellContext(report=events.append))
+    of_expert = [event for event in events if event.part == "expert"]
+    assert [event.epoch for event in of_expert] == sorted(event.epoch for event in of_expert)
+    assert {(event.epoch, event.epochs) for event in of_expert} == {(0, 3), (1, 3), (2, 3)}
+    assert of_expert[1].loss > 0
+    assert [event.share for event in events[len(of_expert) :]] == [number / 5 for number in range(6)]
+    assert {event.cell.id for event in events} == {cell.id}
+    assert run_cell(cell).outcome.accuracy == found.outcome.accuracy
+
+
 def test_steps_are_reported_from_0_to_1_whatever_the_time():
     events = []
     cell = first_cell("naive")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from mas.experiments.errors import LoggerWarning
-from mas.experiments.events import Event, Progress
+from mas.experiments.events import CellEnded, CellStarted, Event, Progress
 from mas.experiments.loggers.logger import Logger
 from mas.experiments.snapshot import random_state, set_random_state
 
@@ -15,7 +15,7 @@ def telling(loggers: Mapping[str, Callable[[], Logger]], progress: Progress) -> 
     """Yield a function that passes each event on to all loggers, then to ``progress``.
 
     A logger that fails is told no more, with one warning; the run goes on. What loggers draw of random streams is
-    put back.
+    put back. Cells that another process has ended are its own loggers' business.
 
     Args:
         loggers: by name, functions that make them.
@@ -28,10 +28,14 @@ def telling(loggers: Mapping[str, Callable[[], Logger]], progress: Progress) -> 
     if not told:
         yield progress
         return
+    begun: set[str] = set()
 
     def tell(event: Event) -> None:
-        with _same_random_state():
-            _tell_all(told, lambda logger: logger.note(event))
+        if isinstance(event, CellStarted):
+            begun.add(event.cell.id)
+        if not isinstance(event, CellEnded) or event.cell.id in begun:
+            with _same_random_state():
+                _tell_all(told, lambda logger: logger.note(event))
         progress(event)
 
     try:
