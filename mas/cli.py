@@ -79,6 +79,9 @@ def run(
     extend: Annotated[
         bool, typer.Option("--extend", help="Add cells, such as further seeds, to a folder of a config with fewer.")
     ] = False,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Print the cells and about how long they take; train and write nothing.")
+    ] = False,
     engine: Annotated[
         str, typer.Option(metavar="NAME", help="Where cells are done: local, or ray. Results do not depend on it.")
     ] = "local",
@@ -99,6 +102,9 @@ def run(
 
         folder = output or Path("runs") / config.stem
         check_early(config, changes or [], folder, engine)
+        if dry:
+            _print_dry_run(config, folder, changes or [], workers)
+            return
         typer.echo(f"reading {config}")  # what follows imports torch, which takes seconds
         from mas import experiments
 
@@ -115,6 +121,14 @@ def run(
             typer.echo(f"report: {folder / 'report.html'}")
         if done.failed:
             raise typer.Exit(1)
+
+
+def _print_dry_run(config: Path, folder: Path, changes: list[str], workers: int | None) -> None:
+    from mas.experiments.dry_run import dry_run
+    from mas.experiments.read_config import load_config
+
+    for line in dry_run(load_config(config, changes, try_data=False), folder, workers).lines():
+        typer.echo(line)
 
 
 @app.command()
@@ -175,9 +189,10 @@ def compare(
 
 @app.command("list")
 def list_names() -> None:
-    """List strategies, data sets, streams, models, deficits and probes, each with a line of explanation."""
+    """List strategies, data sets, streams, models, deficits, probes and loggers, each with a line of explanation."""
     with _user_errors():
         from mas.benchmarks import DATASETS, DEFICITS, STREAMS
+        from mas.experiments.loggers import LOGGERS
         from mas.experiments.networks import MODELS
         from mas.experiments.options import describe
         from mas.strategies import PROBES, STRATEGIES
@@ -189,6 +204,7 @@ def list_names() -> None:
             "models": MODELS,
             "deficits": DEFICITS,
             "probes": PROBES,
+            "loggers": LOGGERS,
         }
         for title, registry in registries.items():
             typer.echo(f"{title}:")
@@ -247,17 +263,18 @@ def _user_errors() -> Iterator[None]:
 
 @contextmanager
 def _notes() -> Iterator[None]:
-    """Show old spellings in a config as plain lines; other warnings as ever."""
-    from mas.experiments.errors import RenamedWarning
+    """Show old spellings in a config, and loggers that fail, as plain lines; other warnings as ever."""
+    from mas.experiments.errors import LoggerWarning, RenamedWarning
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-        if issubclass(category, RenamedWarning):
+        if issubclass(category, (LoggerWarning, RenamedWarning)):
             typer.echo(f"note: {message}", err=True)
         else:
             show_as_before(message, category, *rest, **more)
 
     with warnings.catch_warnings():
         show_as_before = warnings.showwarning
+        warnings.filterwarnings("always", category=LoggerWarning)
         warnings.filterwarnings("always", category=RenamedWarning)
         warnings.showwarning = show
         yield

@@ -162,7 +162,7 @@ class Cell:
     @property
     def id(self) -> str:
         """A name for files: of the label and the seed."""
-        return f"{_file_name(self.label)}-seed{self.seed}"
+        return f"{file_name(self.label)}-seed{self.seed}"
 
     @property
     def training(self) -> TrainingSettings:
@@ -176,10 +176,10 @@ class Cell:
         return self.settings
 
 
-def _file_name(label: str) -> str:
+def file_name(label: str) -> str:
     """Return a label that can name a file; one that is long or has odd characters ends in a digest.
 
-    >>> _file_name("mas~lam=0.1"), _file_name("mas~data=a/b")
+    >>> file_name("mas~lam=0.1"), file_name("mas~data=a/b")
     ('mas~lam=0.1', 'mas~data=a_b-71f0bf6c')
     """
     if re.fullmatch(r"[\w.+=,~-]{1,150}", label, re.ASCII):

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from mas.experiments.cell import CellSettings
 from mas.experiments.config.schema import Experiment, Selection
 from mas.experiments.config.yaml_source import Source
-from mas.experiments.report.sections import Headline, Page
+from mas.experiments.report.sections import Headline, Page, Score
 from mas.experiments.results import Results
 from mas.experiments.trial import try_training
 
@@ -40,6 +40,7 @@ class Kind(Generic[C]):
         tables: the tables of a run, by the names of their files.
         page: the content of ``report.html``.
         headline: the short form for the terminal.
+        score: the number that is drawn over a swept option; None if there is none.
         figures: by the names of their files.
         files: further files of a report, such as arrays, by name.
         check: raises UserError for what the types cannot say.
@@ -55,6 +56,7 @@ class Kind(Generic[C]):
     tables: Callable[[C, Results], dict[str, pd.DataFrame]]
     page: Callable[[C, Tables], Page]
     headline: Callable[[C, Tables], Headline]
+    score: Callable[[Tables], Score | None] = lambda tables: None
     figures: Callable[[C, Tables], dict[str, Figure]] = lambda config, tables: {}
     files: Callable[[C, Results], dict[str, bytes]] = lambda config, results: {}
     check: Callable[[C, Source], None] = lambda config, source: None

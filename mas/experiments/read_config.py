@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from mas.experiments.config.schema import (
     walk_plain,
 )
 from mas.experiments.config.search import MAX_VALUES, SELECT, Search, candidates, put, take_out_searches, with_values
+from mas.experiments.config.sweep import SweptOption, combined, refuse_both, take_out_sweep
 from mas.experiments.config.yaml_source import Key, Source, nearest
 from mas.experiments.errors import RenamedWarning, UserError
 from mas.experiments.kind import Kind
 from mas.experiments.optimizers import OPTIMIZERS, takes
-from mas.experiments.registry import KINDS
+from mas.experiments.registry import KINDS, kind_of
+from mas.experiments.sweep import options_used
 from mas.experiments.trial import check_datasets, check_imports
 
 
@@ -51,23 +53,70 @@ def load_config(
     _find_modules_beside(read)
     kind = _kind(read)
     _read_old_names(kind, read)
+    options = take_out_sweep(read)
     data, searches = take_out_searches(read)
-    _name_device(data)
-    config = _validated(kind, read, data, searches)
-    _check_selection(kind, config, read)
+    refuse_both(options, searches, read)
+    config = _typed(kind, read, data, searches, options)
+    for own, where in _each(config, read):
+        _check_selection(kind, own, where, times=len(config.each))
+        _check_training(own, where)
+    kind = kind_of(config)
     _check_searches(kind, config, read)
-    _check_training(config, read)
     for variant in config.variants():
         kind.check(variant, read)
         plan = kind.plan(variant)
         check_run_labels([run.label for run in plan], read)
         check_number_of_cells(len(plan), len(variant.seed_list()), read)
+    _check_swept(config, options, read)
     if root := data_root or config.data_root:
         _look_in(Path(root).expanduser())
     if try_data:
         for variant in config.variants():
-            _try(kind, variant, read)
+            _try(variant, read)
     return config
+
+
+def _typed(
+    kind: Kind[Any],
+    source: Source,
+    data: dict[str, Any],
+    searches: Sequence[Search],
+    options: Sequence[SweptOption],
+) -> Experiment:
+    """Return the typed config, with that of each combination of a sweep."""
+    if not options:
+        _name_device(data)
+        return _validated(kind, source, data, searches)
+    configs = []
+    for number, own in enumerate(combined(data, options)):
+        _name_device(own)
+        configs.append(_validated(kind, source.combination(number), own, searches))
+    return configs[0].with_sweep({option.name: list(option.values) for option in options}, configs)
+
+
+def _each(config: Experiment, source: Source, *, few: bool = False) -> Iterator[tuple[Experiment, Source]]:
+    """Yield the config of each combination of a sweep, or the config itself, with what it was read from.
+
+    Args:
+        config: with or without a sweep.
+        source: of the config.
+        few: only the first combination, and those that differ from it in one option.
+    """
+    first = {option: values[0] for option, values in config.sweep.items()}
+    if not config.sweep:
+        yield config, source
+    for number, (values, own) in enumerate(config.combinations):
+        others = [option for option in values if values[option] is not first[option]]
+        if len(others) <= 1 or not few:
+            yield own, source.combination(number)
+
+
+def _check_swept(config: Experiment, options: Sequence[SweptOption], source: Source) -> None:
+    """Raise UserError if a swept option changes nothing about any run."""
+    used = options_used(config, KINDS[config.experiment]) if options else set()
+    for option in options:
+        if option.name not in used:
+            raise UserError(f"{source.where(option.key)}: no run depends on this option; leave it out")
 
 
 def _find_modules_beside(source: Source) -> None:
@@ -146,14 +195,17 @@ def _name_device(data: dict[str, Any]) -> None:
         put(data, place, found)
 
 
-def _try(kind: Kind[Any], config: Experiment, source: Source) -> None:
-    """Build everything of a config once, in small."""
-    check_imports(config, source)
-    check_datasets(config, source)
-    kind.trial(config, [run.settings for run in kind.plan(config)], source)
+def _try(config: Experiment, source: Source) -> None:
+    """Build everything of a config once, in small; of a sweep, with each value of each option once."""
+    for own, where in _each(config, source, few=True):
+        check_imports(own, where)
+        check_datasets(own, where)
+        kind = kind_of(own)
+        kind.trial(own, [run.settings for run in kind.plan(own)], where)
 
 
-def _check_selection(kind: Kind[Any], config: Experiment, source: Source) -> None:
+def _check_selection(kind: Kind[Any], config: Experiment, source: Source, *, times: int) -> None:
+    """Raise UserError for a value that cannot be chosen; ``times`` is the number of combinations of a sweep."""
     if not config.searches:
         return
     first = config.searches[0].place
@@ -170,13 +222,13 @@ def _check_selection(kind: Kind[Any], config: Experiment, source: Source) -> Non
         if stream.held_out:
             where, name = source.where((*place, "validation")), source.name(first[:2])
             raise UserError(f"{where}: {name} holds out data by selection.validation; leave this out")
-    _check_combinations(config, source)
+    _check_combinations(config, source, times=times)
     if both := set(selection.seeds) & set(config.seed_list()):
         where = source.where(("selection", "seeds"))
         raise UserError(f"{where}: found {min(both)}, for which results are reported; allowed: other seeds")
 
 
-def _check_combinations(config: Experiment, source: Source) -> None:
+def _check_combinations(config: Experiment, source: Source, *, times: int) -> None:
     """Raise UserError if one run would try too many combinations of values."""
     of_strategies: dict[Key, int] = {}
     of_all = 1
@@ -186,13 +238,13 @@ def _check_combinations(config: Experiment, source: Source) -> None:
             of_strategies[own] = of_strategies.get(own, 1) * len(search.values)
         else:
             of_all *= len(search.values)
-    combinations = of_all * max(of_strategies.values(), default=1)
+    combinations = times * of_all * max(of_strategies.values(), default=1)
     if combinations > MAX_VALUES:
         where = source.where((*config.searches[0].place, SELECT))
         raise UserError(f"{where}: found {combinations:,} combinations of values; allowed: at most {MAX_VALUES:,}")
 
 
-_NEVER_CHOSEN = ("data_root", "probes", "resources", "save_model", "seeds", "selection")
+_NEVER_CHOSEN = ("data_root", "logging", "probes", "resources", "save_model", "seeds", "selection")
 
 
 def _check_training(config: Experiment, source: Source) -> None:

@@ -10,6 +10,7 @@ from mas.experiments.kinds.distance_vs_forgetting import DISTANCE_VS_FORGETTING
 from mas.experiments.kinds.expert_selection import EXPERT_SELECTION
 from mas.experiments.kinds.forgetting import FORGETTING
 from mas.experiments.kinds.task_map import TASK_MAP
+from mas.experiments.sweep import swept
 
 _EVERY: tuple[Kind[Any], ...] = (
     FORGETTING,
@@ -25,5 +26,6 @@ KINDS: dict[str, Kind[Any]] = {kind.name: kind for kind in _EVERY}
 
 
 def kind_of(config: Experiment) -> Kind[Any]:
-    """Return the kind of a config."""
-    return KINDS[config.experiment]
+    """Return the kind of a config; that of a sweep does everything for each combination."""
+    kind = KINDS[config.experiment]
+    return swept(kind) if config.sweep else kind

@@ -158,7 +158,7 @@ def _claim(plan: Plan, store: Store, data: dict[str, str], extend: bool) -> froz
 
 
 def _fingerprints(config: Experiment) -> dict[str, str]:
-    streams = [stream for _, stream in parts_of(config, StreamOptions)]
+    streams = [stream for own in config.each for _, stream in parts_of(own, StreamOptions)]
     specs = [spec for stream in streams for spec in stream.datasets_used().values()]
     return {spec if isinstance(spec, str) else json.dumps(spec): fingerprint(spec) for spec in specs}
 

@@ -1,11 +1,12 @@
 """Scores of forgetting of every cell, and their means over seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from mas.experiments.record import CellRecord, finished
+from mas.experiments.report.sections import Score
 from mas.experiments.statistics import mean_and_interval
 from mas.forgetting import forgetting_scores
 
@@ -45,6 +46,12 @@ def summary_table(records: Sequence[CellRecord]) -> pd.DataFrame:
             rows += _score_rows(scores, label)
         rows += _cost_rows(records, label)
     return pd.DataFrame(rows, columns=SUMMARY_COLUMNS)
+
+
+def acc_score(tables: Mapping[str, pd.DataFrame]) -> Score:
+    """Return the ACC of a summary, in percent."""
+    summary = tables["summary"]
+    return Score.of("ACC, %", summary[summary["score"] == "ACC"], ["strategy", "mean", "ci_low", "ci_high"], 100)
 
 
 def _score_rows(scores: pd.DataFrame, label: str) -> list[SummaryRow]:

@@ -1,6 +1,7 @@
 """What any config may say: typed models, with their defaults, that the kinds of experiment share."""
 
 import inspect
+import itertools
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, TypeVar, Union
@@ -23,6 +24,7 @@ from mas.benchmarks import DEFICITS, STREAMS
 from mas.benchmarks.deficits import FILLED_IN
 from mas.experiments.config.search import Choice, Search, candidates, children, put, value_at, with_values
 from mas.experiments.config.yaml_source import Key
+from mas.experiments.loggers import LOGGERS
 from mas.experiments.losses import LOSSES
 from mas.experiments.networks import MODELS
 from mas.experiments.optimizers import GIVEN, OPTIMIZERS
@@ -244,6 +246,12 @@ class TorchScheduleOptions(ScheduleOptions):
         return self
 
 
+class LoggerOptions(EntryOptions):
+    """A logger: it is told of what happens, and changes no result."""
+
+    name: str
+
+
 def _torch_schedule_model(name: str) -> type[EntryOptions]:
     fields: dict[str, Any] = {"name": (Literal[name], name)}
     return create_model(name, __base__=TorchScheduleOptions, **fields)
@@ -266,6 +274,7 @@ RENAMED_STREAMS = {"recovery": "deficit_then_clear"}
 """Streams that have an older name: old -> new."""
 
 LOSS_MODELS = models_of(LOSSES, "name", leave_out={"output", "y"})
+LOGGER_MODELS = models_of(LOGGERS, "name", leave_out={"folder"}, base=LoggerOptions)
 
 AnyStream: Any = one_of(STREAM_MODELS, "stream", "split")
 WholeStream: Any = one_of({name: STREAM_MODELS[name] for name in ("whole", IMPORT)}, "stream", "whole")
@@ -309,6 +318,7 @@ def _by_name(value: Any) -> Any:
 
 AnyOptimizer: Any = Annotated[OptimizerOptions, BeforeValidator(_by_name)]
 AnyLoss: Any = Annotated[one_of(LOSS_MODELS, "name"), BeforeValidator(_by_name)]
+AnyLogger: Any = Annotated[one_of(LOGGER_MODELS, "name"), BeforeValidator(_by_name)]
 
 
 def _known_device(name: str) -> str:
@@ -348,6 +358,11 @@ class Training(Options):
         return self.schedule is not None
 
 
+def _each_logger_once(loggers: list[LoggerOptions]) -> list[LoggerOptions]:
+    each_once([logger.name for logger in loggers])
+    return loggers
+
+
 def _whole_above_one(value: float) -> float:
     if value > 1 and value != int(value):
         raise ValueError("a share of one, or a whole number")
@@ -370,8 +385,11 @@ class Experiment(Options):
     experiment: str
     seeds: Annotated[int, Field(gt=0, le=MAX_SEEDS)] | Seeds = 5
     data_root: str | None = None  # where data sets are, or are downloaded to
+    logging: Annotated[list[AnyLogger], AfterValidator(_each_logger_once)] = Field(default=[])  # no part of any cell
+    sweep: dict[str, list[Any]] = Field(default={})  # by the path of each option, its values
     resources: Resources = Resources()
     _searches: tuple[Search, ...] = PrivateAttr(default=())
+    _combinations: tuple[Any, ...] = PrivateAttr(default=())  # configs, in the order of the product
 
     @property
     def searches(self) -> tuple[Search, ...]:
@@ -390,7 +408,33 @@ class Experiment(Options):
     def with_choice(self, choice: Choice) -> Self:
         """Return the config with a choice made."""
         values = {search.place: value for search, value in zip(choice.searches, choice.values, strict=True)}
-        return type(self).model_validate(with_values(self.model_dump(mode="json"), values))
+        chosen = type(self).model_validate(with_values(self.model_dump(mode="json"), values))
+        return chosen._with_combinations([own.with_choice(choice) for own in self._combinations])
+
+    @property
+    def combinations(self) -> list[tuple[dict[str, Any], Self]]:
+        """The combinations of swept values, each with the config that has them; empty without a sweep."""
+        values = itertools.product(*self.sweep.values())
+        named = [dict(zip(self.sweep, own, strict=True)) for own in values]
+        return list(zip(named, self._combinations, strict=True)) if self.sweep else []
+
+    @property
+    def each(self) -> tuple[Self, ...]:
+        """The config of each combination of a sweep; the config itself without one."""
+        return self._combinations or (self,)
+
+    def with_sweep(self, sweep: dict[str, list[Any]], configs: Sequence[Self]) -> Self:
+        """Return the config with a sweep.
+
+        Args:
+            sweep: by the path of each option, its values.
+            configs: of the combinations, the last option fastest.
+        """
+        return self.model_copy(update={"sweep": sweep})._with_combinations(configs)
+
+    def _with_combinations(self, configs: Sequence[Self]) -> Self:
+        self._combinations = tuple(configs)
+        return self
 
     def variants(self) -> Iterator[Self]:
         """Yield the config, then the config with each further value of each search, one search at a time."""
@@ -402,6 +446,8 @@ class Experiment(Options):
     def plain(self) -> dict[str, Any]:
         """Return the config as plain data, with every default; what is to be chosen stands as ``{select: [...]}``."""
         data = self.model_dump(mode="json")
+        if not self.sweep:
+            del data["sweep"]
         for search in self.searches:
             put(data, search.place, {"select": list(search.values)})
         return data

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class Source:
 
     def __init__(self, source: Path | str | Mapping[str, Any], changes: Sequence[str] = ()):
         self.lines: dict[Key, int] = {}
+        self.combinations: list[dict[Key, Key]] = []  # of a sweep: by place, where its value stands
+        self._origins: dict[Key, Key] = {}
         self.path: Path | None = None
         if isinstance(source, Mapping):
             self.data: dict[str, Any] = _copied(source)
@@ -43,14 +45,23 @@ class Source:
 
     def where(self, key: Key) -> str:
         """Return where a value stands: file, line and key, or the change that set it."""
-        name = self.name(key)
         outer = [key[:n] for n in range(len(key), -1, -1)]  # a missing key stands where its map does
+        if origin := next((k for k in outer if k in self._origins), None):
+            key = (*self._origins[origin], *key[len(origin) :])
+            outer = [key[:n] for n in range(len(key), -1, -1)]
+        name = self.name(key)
         if change := next((self.changes[k] for k in outer if k in self.changes), None):
             return f"--set {_in_one_line(change)}: {name}"
         if self.path is None:
             return name or "config"
         line = next((self.lines[k] for k in outer if k in self.lines), 1)
         return f"{self.path}:{line}: {name}" if name else f"{self.path}:{line}"
+
+    def combination(self, number: int) -> "Source":
+        """Return the source of one combination of a sweep: swept values stand in the lists of the sweep."""
+        own = copy(self)
+        own._origins = self.combinations[number]
+        return own
 
     def rename_key(self, old: str, new: str) -> None:
         """Read a key of the outermost map under another name; of both, the one that a change has set counts.

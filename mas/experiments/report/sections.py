@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import pandas as pd
+
 Rows = Sequence[Sequence[str]]
 
 
@@ -33,6 +35,26 @@ class Page:
     subject: str
     introduction: str
     sections: Sequence[Section]
+
+
+@dataclass(frozen=True)
+class Score:
+    """The number by which a reader would compare two runs of one kind.
+
+    Attributes:
+        name: with its unit.
+        table: columns ``label``, ``mean``, ``ci_low`` and ``ci_high``.
+    """
+
+    name: str
+    table: pd.DataFrame
+
+    @classmethod
+    def of(cls, name: str, table: pd.DataFrame, columns: Sequence[str], factor: float = 1.0) -> "Score":
+        """Return a score from four columns of a table, multiplied by a factor."""
+        own = table[list(columns)].set_axis(["label", "mean", "ci_low", "ci_high"], axis=1)
+        numbers = factor * own[["mean", "ci_low", "ci_high"]].astype(float)
+        return cls(name, numbers.assign(label=own["label"].astype(str)))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from mas.experiments.kinds.consolidated_deficit.config import ConsolidatedDefici
 from mas.experiments.kinds.consolidated_deficit.figures import figures
 from mas.experiments.kinds.consolidated_deficit.page import headline, page
 from mas.experiments.kinds.consolidated_deficit.plan import plan
-from mas.experiments.kinds.consolidated_deficit.tables import tables
+from mas.experiments.kinds.consolidated_deficit.tables import score, tables
 
 CONSOLIDATED_DEFICIT = Kind(
     name="consolidated_deficit",
@@ -20,4 +20,5 @@ CONSOLIDATED_DEFICIT = Kind(
     figures=figures,
     page=page,
     headline=headline,
+    score=score,
 )

@@ -7,6 +7,7 @@ import pandas as pd
 from mas.experiments.kinds.consolidated_deficit.config import ConsolidatedDeficit
 from mas.experiments.kinds.consolidated_deficit.plan import REFERENCE, Variant, variants
 from mas.experiments.record import CellRecord
+from mas.experiments.report.sections import Score
 from mas.experiments.results import Results
 from mas.experiments.statistics import holm, mean_and_interval, paired_p
 from mas.experiments.tables import cells_table, final_accuracies, results_table
@@ -50,6 +51,14 @@ def tables(config: ConsolidatedDeficit, results: Results) -> dict[str, pd.DataFr
         "traces": trace_table(records),
         "scores": scores_table(config, records),
     }
+
+
+def score(tables: Mapping[str, pd.DataFrame]) -> Score:
+    """Return the accuracy of each strategy and strength at each length."""
+    own = tables["scores"][tables["scores"]["score"] == "accuracy"]
+    strengths = own["strength"].map(lambda strength: "" if pd.isna(strength) else f"-{strength:g}")
+    labels = own["strategy"].astype(str) + strengths + "_" + own["length"].astype(str)
+    return Score.of("accuracy, %", own.assign(label=labels), ["label", "mean", "ci_low", "ci_high"], 100)
 
 
 def scores_table(config: ConsolidatedDeficit, records: Sequence[CellRecord]) -> pd.DataFrame:

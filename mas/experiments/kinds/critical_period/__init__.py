@@ -5,7 +5,7 @@ from mas.experiments.kinds.critical_period.config import CriticalPeriod, check
 from mas.experiments.kinds.critical_period.figures import figures
 from mas.experiments.kinds.critical_period.page import headline, page
 from mas.experiments.kinds.critical_period.plan import plan
-from mas.experiments.kinds.critical_period.tables import tables
+from mas.experiments.kinds.critical_period.tables import score, tables
 
 CRITICAL_PERIOD = Kind(
     name="critical_period",
@@ -16,5 +16,6 @@ CRITICAL_PERIOD = Kind(
     figures=figures,
     page=page,
     headline=headline,
+    score=score,
     renamed={"selectivity": "other_deficits"},
 )

@@ -1,6 +1,6 @@
 """The curves that the runs' final accuracies make, paired by seed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -8,6 +8,7 @@ import pandas as pd
 from mas.experiments.kinds.critical_period.config import AT_END, CriticalPeriod
 from mas.experiments.kinds.critical_period.plan import clear_run, control_run, points, traced_runs
 from mas.experiments.record import CellRecord
+from mas.experiments.report.sections import Score
 from mas.experiments.results import Results
 from mas.experiments.statistics import holm, mean_and_interval, paired_p
 from mas.experiments.tables import cells_table, final_accuracies, results_table
@@ -62,6 +63,12 @@ def tables(config: CriticalPeriod, results: Results) -> dict[str, pd.DataFrame]:
     if config.trace:
         made["shares"] = share_shifts(config, records)
     return made
+
+
+def score(tables: Mapping[str, pd.DataFrame]) -> Score:
+    """Return the accuracy of each run that a curve has."""
+    curves = tables["curves"].drop_duplicates("run")
+    return Score.of("accuracy, %", curves, ["run", "accuracy", "ci_low", "ci_high"], 100)
 
 
 def curves(config: CriticalPeriod, records: Sequence[CellRecord]) -> pd.DataFrame:

@@ -7,6 +7,7 @@ from mas.experiments.kinds.distance_vs_forgetting.page import headline, page
 from mas.experiments.kinds.distance_vs_forgetting.plan import plan
 from mas.experiments.kinds.distance_vs_forgetting.tables import tables
 from mas.experiments.kinds.distance_vs_forgetting.trial import trial
+from mas.experiments.scores import acc_score
 
 DISTANCE_VS_FORGETTING = Kind(
     name="distance_vs_forgetting",
@@ -18,4 +19,5 @@ DISTANCE_VS_FORGETTING = Kind(
     figures=figures,
     page=page,
     headline=headline,
+    score=acc_score,
 )

@@ -5,7 +5,7 @@ from mas.experiments.kinds.expert_selection.config import ExpertSelection, check
 from mas.experiments.kinds.expert_selection.figures import figures
 from mas.experiments.kinds.expert_selection.page import headline, page
 from mas.experiments.kinds.expert_selection.plan import plan
-from mas.experiments.kinds.expert_selection.tables import tables
+from mas.experiments.kinds.expert_selection.tables import score, tables
 from mas.experiments.kinds.expert_selection.trial import trial
 
 EXPERT_SELECTION = Kind(
@@ -18,4 +18,5 @@ EXPERT_SELECTION = Kind(
     figures=figures,
     page=page,
     headline=headline,
+    score=score,
 )

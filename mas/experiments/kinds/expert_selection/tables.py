@@ -1,6 +1,6 @@
 """Tables of experts: their errors, the distances of tasks, and the experts that distances select."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -9,6 +9,7 @@ import torch
 from mas.experiments.kinds.expert_selection.config import ExpertSelection
 from mas.experiments.kinds.expert_selection.measured import Matrix, Measured, measured_by_seed
 from mas.experiments.kinds.expert_selection.plan import GENERIC
+from mas.experiments.report.sections import Score
 from mas.experiments.results import Results
 from mas.experiments.statistics import Mean, holm, mean_and_interval, paired_p
 from mas.task2vec import DISTANCES, distance_matrix, selection_score
@@ -38,6 +39,12 @@ def tables(config: ExpertSelection, results: Results) -> dict[str, pd.DataFrame]
         "choices": choices,
         "selection": selection_table(choices),
     }
+
+
+def score(tables: Mapping[str, pd.DataFrame]) -> Score:
+    """Return the excess of the experts that each distance selects."""
+    columns = ["distance", "excess", "excess_ci_low", "excess_ci_high"]
+    return Score.of("excess over the best expert, %", tables["selection"], columns, 100)
 
 
 def errors_table(measured: Sequence[Measured]) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from mas.experiments.kinds.forgetting.plan import plan
 from mas.experiments.kinds.forgetting.scores import compare
 from mas.experiments.kinds.forgetting.tables import tables
 from mas.experiments.kinds.forgetting.trial import trial
+from mas.experiments.scores import acc_score
 
 FORGETTING = Kind(
     name="forgetting",
@@ -20,5 +21,6 @@ FORGETTING = Kind(
     figures=figures,
     page=page,
     headline=headline,
+    score=acc_score,
     compare=compare,
 )

@@ -5,7 +5,7 @@ from mas.experiments.kinds.task_map.config import TaskMap, check
 from mas.experiments.kinds.task_map.figures import figures
 from mas.experiments.kinds.task_map.page import headline, page
 from mas.experiments.kinds.task_map.plan import plan
-from mas.experiments.kinds.task_map.tables import files, tables
+from mas.experiments.kinds.task_map.tables import files, score, tables
 from mas.experiments.kinds.task_map.trial import trial
 
 TASK_MAP = Kind(
@@ -18,6 +18,7 @@ TASK_MAP = Kind(
     figures=figures,
     page=page,
     headline=headline,
+    score=score,
     files=files,
 )
 """What a config of ``experiment: task_map`` may say."""

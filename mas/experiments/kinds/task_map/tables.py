@@ -13,6 +13,7 @@ from mas.experiments.embedding_file import EmbeddedTask, embeddings_as_npz
 from mas.experiments.kinds.task_map.config import TaskMap
 from mas.experiments.kinds.task_map.geometry import Matrix, classical_scaling, complete_part, symmetric, t_sne
 from mas.experiments.record import CellRecord, finished
+from mas.experiments.report.sections import Score
 from mas.experiments.results import Results
 from mas.experiments.statistics import mean_and_interval
 from mas.task2vec import DISTANCES, complexity, distance_matrix
@@ -57,6 +58,13 @@ def tables(config: TaskMap, results: Results) -> dict[str, pd.DataFrame]:
     if tasks["seed"].nunique() > 1:
         made["retrieval"] = retrieval_table(embedded, matrices)
     return made
+
+
+def score(tables: Mapping[str, pd.DataFrame]) -> Score | None:
+    """Return, for each distance, the share of tasks that are found again."""
+    if "retrieval" not in tables:
+        return None
+    return Score.of("found again, %", tables["retrieval"], ["distance", "share", "ci_low", "ci_high"], 100)
 
 
 def files(config: TaskMap, results: Results) -> dict[str, bytes]:
