@@ -21,7 +21,7 @@ from mas.experiments.checkpoints import Checkpoints
 from mas.experiments.engines.engine import Engine, EngineOptions, OpenEngine, Report
 from mas.experiments.engines.mailbox import Letter, Mailbox
 from mas.experiments.engines.modules import modules_of
-from mas.experiments.engines.ray_cluster import check_address, check_installed, check_room, connected, room_for
+from mas.experiments.engines.ray_cluster import check_room, connected, room_for
 from mas.experiments.engines.ray_worker import Done, Order, do_order, folder_of
 from mas.experiments.engines.task import Failed, Result, Stopped, Task, TaskQueue
 from mas.experiments.errors import UserError
@@ -44,15 +44,12 @@ _PAUSE = 0.3  # seconds between two letters of a cell; more where there are more
 
 
 def _check(options: EngineOptions) -> None:
-    """Raise UserError if Ray is not installed, nobody answers at the address, or cells train on a GPU they lack."""
-    check_installed()
+    """Raise UserError for cells that train on a GPU and are given none."""
     for device in options.devices:
         if device.startswith("cuda:"):
             raise UserError(f"training.device: found {device!r} with engine ray, which deals out GPUs; set cuda")
         if device == "cuda" and not options.resources.gpus:
             raise UserError("resources.gpus: found 0 with training.device=cuda; set resources.gpus=1, or a share of it")
-    if options.address is not None:
-        check_address(options.address)
 
 
 @contextmanager

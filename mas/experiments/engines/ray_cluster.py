@@ -1,14 +1,11 @@
 """A Ray of this machine, or the connection to a cluster, for as long as cells are done."""
 
-import importlib.util
 import logging
 import math
 import os
-import re
 import secrets
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -22,11 +19,8 @@ from typing import Any
 from mas.experiments.config.schema import Resources
 from mas.experiments.engines.devices import cores
 from mas.experiments.engines.engine import EngineOptions
+from mas.experiments.engines.ray_address import unreachable
 from mas.experiments.errors import UserError
-
-_TIMEOUT = 3.0  # seconds for a first connection to an address
-_ADDRESS = re.compile(r"(?:ray://)?(?P<host>[^:/\s]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})")
-_FORMS = "auto, IP:PORT or ray://HOST:PORT"
 
 _QUIET: Mapping[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -34,25 +28,6 @@ _QUIET: Mapping[str, str] = {
     "RAY_enable_metrics_collection": "false",
     "RAY_gcs_rpc_server_connect_timeout_s": "5",
 }
-
-
-def check_installed() -> None:
-    """Raise UserError if Ray is not installed."""
-    if importlib.util.find_spec("ray") is None:
-        raise UserError("engine: ray is not installed; install it with: pip install 'memory-aware-synapses[ray]'")
-
-
-def check_address(address: str) -> None:
-    """Raise UserError if an address is none, or nobody answers there."""
-    if address == "auto":
-        return
-    parts = _ADDRESS.fullmatch(address)
-    if parts is None:
-        raise UserError(f"address: found {address!r}; expected {_FORMS}")
-    try:
-        socket.create_connection((parts["host"].strip("[]"), int(parts["port"])), _TIMEOUT).close()
-    except (OSError, OverflowError) as error:
-        raise _unreachable(address, error) from None
 
 
 @contextmanager
@@ -72,7 +47,8 @@ def connected(options: EngineOptions) -> Iterator[Any]:
             if is_ours:
                 _connect(ray, options, folder)
         try:
-            yield ray
+            with _silent(ray):
+                yield ray
         finally:
             if is_ours:
                 with _signals_kept():
@@ -111,6 +87,18 @@ def _import_ray() -> Any:
     return ray
 
 
+@contextmanager
+def _silent(ray: Any) -> Iterator[None]:
+    """Keep Ray from printing which nodes die: the cells of these are begun again."""
+    worker = ray._private.worker
+    before = getattr(worker, "print_to_stdstream", None)
+    worker.print_to_stdstream = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = before
+
+
 def _connect(ray: Any, options: EngineOptions, folder: Path) -> None:
     address = options.address or os.environ.get("RAY_ADDRESS") or None
     own: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
@@ -125,7 +113,7 @@ def _connect(ray: Any, options: EngineOptions, folder: Path) -> None:
             ray.init(**own, ignore_reinit_error=True)
     except Exception as error:  # noqa: BLE001 - Ray's own, of many types
         ray.shutdown()
-        raise _unreachable(address or "of a Ray on this machine", error) from None
+        raise unreachable(address or "of a Ray on this machine", error) from None
 
 
 def _here(options: EngineOptions, folder: Path) -> dict[str, Any]:
@@ -145,14 +133,6 @@ def _here(options: EngineOptions, folder: Path) -> dict[str, Any]:
 def _token() -> str:
     """Return the token of every Ray that this process starts: Ray reads it once."""
     return secrets.token_hex(32)
-
-
-def _unreachable(address: str, error: BaseException) -> UserError:
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
-    return UserError(
-        f"address: no Ray cluster answers at {address} ({reason}); start one with ray start --head, give its address "
-        "and its RAY_AUTH_TOKEN, or leave --address out"
-    )
 
 
 @contextmanager
