@@ -99,9 +99,11 @@ def run(
     """
     with _user_errors():
         from mas.experiments.early import check_early
+        from mas.experiments.engines.registry import check_engine
 
         folder = output or Path("runs") / config.stem
-        check_early(config, changes or [], folder, engine=engine, shard=shard)
+        check_early(config, changes or [], folder, shard=shard)
+        check_engine(engine, address)
         if dry:
             _print_dry_run(config, folder, changes or [], workers)
             return

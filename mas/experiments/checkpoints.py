@@ -6,6 +6,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,14 @@ _DIGEST = hashlib.sha256().digest_size
 
 class CheckpointWarning(UserWarning):
     """A checkpoint is damaged or of something else, and the one before it is used."""
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """A checkpoint on its way between two machines."""
+
+    number: int
+    content: bytes  # with its checksum
 
 
 class Checkpoints:
@@ -64,11 +73,7 @@ class Checkpoints:
         buffer = io.BytesIO()
         torch.save({"version": _VERSION, "of": self.of, "state": dict(state())}, buffer)
         data = buffer.getvalue()
-        numbers = self._numbers()
-        newest = numbers[-1] + 1 if numbers else 0
-        write_whole(self._path(newest), hashlib.sha256(data).digest() + data)
-        for number in numbers[: 1 - _KEPT]:
-            self._path(number).unlink(missing_ok=True)
+        self.put(CheckpointFile(self.newest_number() + 1, hashlib.sha256(data).digest() + data))
         self._last = time.perf_counter()
         self._cost = self._last - begun
 
@@ -87,6 +92,27 @@ class Checkpoints:
                 warnings.warn(message, CheckpointWarning, stacklevel=2)
         return None
 
+    def newest_number(self) -> int:
+        """Return the number of the newest checkpoint; -1 if there is none."""
+        return max(self._numbers(), default=-1)
+
+    def newest_file(self) -> CheckpointFile | None:
+        """Return the newest checkpoint that is whole, as it lies on the disk; None if there is none."""
+        for number in reversed(self._numbers()):
+            try:
+                content = self._path(number).read_bytes()
+            except FileNotFoundError:  # newer ones were saved meanwhile
+                continue
+            if _data_in(content) is not None:
+                return CheckpointFile(number, content)
+        return None
+
+    def put(self, file: CheckpointFile) -> None:
+        """Write a checkpoint, whole or not at all; the last two are kept."""
+        write_whole(self._path(file.number), file.content)
+        for number in self._numbers()[:-_KEPT]:
+            self._path(number).unlink(missing_ok=True)
+
     def clear(self) -> None:
         """Delete every checkpoint of the cell."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -100,9 +126,14 @@ class Checkpoints:
 
 def _read(path: Path) -> dict[str, Any] | None:
     """Return the state in a file; None if the file is damaged."""
-    content = path.read_bytes()
-    digest, data = content[:_DIGEST], content[_DIGEST:]
-    if hashlib.sha256(data).digest() != digest:
+    data = _data_in(path.read_bytes())
+    if data is None:
         return None
     state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     return state
+
+
+def _data_in(content: bytes) -> bytes | None:
+    """Return what follows the checksum; None if it is damaged."""
+    digest, data = content[:_DIGEST], content[_DIGEST:]
+    return data if hashlib.sha256(data).digest() == digest else None

@@ -4,18 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mas.experiments.config.yaml_source import Source
-from mas.experiments.engines.registry import check_engine_name
 from mas.experiments.errors import UserError
 from mas.experiments.shard import parse_shard
 
 
 def check_early(
-    config: Path,
-    changes: Sequence[str] = (),
-    output: Path | None = None,
-    *,
-    engine: str = "local",
-    shard: str | None = None,
+    config: Path, changes: Sequence[str] = (), output: Path | None = None, *, shard: str | None = None
 ) -> None:
     """Raise UserError for a file that is missing or no plain YAML, a change that goes nowhere, and other such mistakes.
 
@@ -23,11 +17,9 @@ def check_early(
         config: a YAML file.
         changes: ``key.key=value``.
         output: the folder for results.
-        engine: its name.
         shard: such as ``1/3``.
     """
     parse_shard(shard)
-    check_engine_name(engine)
     Source(config, changes)
     if output is not None and _is_file(output):
         raise UserError(f"{output}: is a file; expected a folder for results: choose another with --output")

@@ -65,7 +65,7 @@ def run_experiment(
         raise UserError(f"workers: found {workers}; allowed: at least 1, or None for one per core")
     plan, store, data = Plan(config), Store(folder), _fingerprints(config)
     options = _engine_options(config, workers, address, data)
-    used = engine_named(engine)
+    used = engine_named(engine, address)
     used.check(options)
     kept = _claim(plan, store, data, extend)
     every = plan.every_cell()

@@ -18,7 +18,6 @@ from mas.experiments.engines.devices import check_device, cores
 from mas.experiments.engines.engine import Engine, EngineOptions, OpenEngine
 from mas.experiments.engines.task import Failed, Result, Stopped, Task, TaskQueue, attempt
 from mas.experiments.engines.threads import ONE_THREAD, environment_changed
-from mas.experiments.errors import UserError
 from mas.experiments.events import CellEvent, ignore
 from mas.experiments.stopping import request_stop, stop_requested, stopping_on_signals
 
@@ -221,11 +220,7 @@ def _main_module_hidden() -> Iterator[None]:
 
 
 def _check(options: EngineOptions) -> None:
-    """Raise UserError for an address, and for a device that is not here."""
-    if options.address is not None:
-        raise UserError(
-            f"address: found {options.address!r} with engine local; give it with --engine ray, or leave it out"
-        )
+    """Raise UserError for a device that is not here."""
     for device in options.devices:
         check_device(device)
 
