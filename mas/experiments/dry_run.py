@@ -1,4 +1,4 @@
-"""What a run would do: its cells with their states, and about how long the rest takes. Nothing is trained or written."""
+"""What a run would do: its cells with their states, and about how long the rest takes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -128,9 +128,7 @@ class _Swept:
             for row in one.table.rows:
                 cells = dict(zip(one.table.headings, row, strict=True))
                 rows.append([*values, *(cells.get(heading, "–") for heading in headings)])
-        return Headline(
-            next(iter(own.values())).title, Table([*short.values(), *headings], rows), _notes(config, own)
-        )
+        return Headline(next(iter(own.values())).title, Table([*short.values(), *headings], rows), _notes(config, own))
 
     def figures(self, config: Experiment, tables: Tables) -> dict[str, Figure]:
         """Return the score over each numeric option, and the figures of each combination, unless there are many."""
@@ -226,7 +224,9 @@ def _texts(config: Experiment) -> list[dict[str, str]]:
     short = _short_names(config)
     by_option = {}
     for option, values in config.sweep.items():
-        by_option[option] = [f"{short[option]}={text}" for text in _distinct([_text(value) for value in values], values)]
+        by_option[option] = [
+            f"{short[option]}={text}" for text in _distinct([_text(value) for value in values], values)
+        ]
     return [dict(zip(by_option, texts, strict=True)) for texts in itertools.product(*by_option.values())]
 
 

@@ -61,7 +61,7 @@ def take_out_searches(source: Source) -> tuple[dict[str, Any], list[Search]]:
         UserError: a list to choose from has fewer than two values, or one of them twice.
     """
     data = deepcopy(source.data)
-    searches = [_search(source, place, value) for place, value in _selects(data, ())]
+    searches = [_search(source, place, value) for place, value in selects(data, ())]
     for search in searches:
         put(data, search.place, search.values[0])
     return data, searches
@@ -87,14 +87,14 @@ def put(data: Any, place: Key, value: Any) -> None:
     value_at(data, place[:-1])[place[-1]] = value
 
 
-def _selects(data: Any, place: Key) -> Iterator[tuple[Key, dict[str, Any]]]:
+def selects(data: Any, place: Key) -> Iterator[tuple[Key, dict[str, Any]]]:
     """Yield every map with the key ``select``, but not that of a λ chosen continually: a model checks it."""
     if isinstance(data, dict) and SELECT in data and place:
         if isinstance(data[SELECT], list) or place[-1] != "lam":
             yield place, data
         return
     for part, value in children(data):
-        yield from _selects(value, (*place, part))
+        yield from selects(value, (*place, part))
 
 
 def children(data: Any) -> list[tuple[str | int, Any]]:

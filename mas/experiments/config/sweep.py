@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mas.experiments.config.plain_yaml import quoted, shortened
-from mas.experiments.config.search import Search, put
+from mas.experiments.config.search import Search, put, selects
 from mas.experiments.config.yaml_source import Key, Source, nearest
 from mas.experiments.errors import UserError
 
@@ -115,6 +115,8 @@ def _option(source: Source, key: Key, values: Any) -> SweptOption:
     place = _place(source.data, name, where)
     if place[0] in _NEVER_SWEPT or place[-1] in ("label", "device"):
         raise UserError(f"{where}: cannot be swept; give one value")
+    if next(selects(list(values), place), None):
+        raise UserError(f"{where}: found select among the values; give the values themselves")
     return SweptOption(name, key, place, tuple(values))
 
 

@@ -61,7 +61,6 @@ def score(tables: Mapping[str, pd.DataFrame]) -> Score:
     return Score.of("accuracy, %", own.assign(label=labels), ["label", "mean", "ci_low", "ci_high"], 100)
 
 
-
 def scores_table(config: ConsolidatedDeficit, records: Sequence[CellRecord]) -> pd.DataFrame:
     """Return every score's mean over seeds, with its 95 % interval: columns `SCORE_COLUMNS`, scores of `SCORES`.
 

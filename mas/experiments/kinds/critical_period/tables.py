@@ -71,7 +71,6 @@ def score(tables: Mapping[str, pd.DataFrame]) -> Score:
     return Score.of("accuracy, %", curves, ["run", "accuracy", "ci_low", "ci_high"], 100)
 
 
-
 def curves(config: CriticalPeriod, records: Sequence[CellRecord]) -> pd.DataFrame:
     """Return every point of every curve: columns `CURVE_COLUMNS`.
 

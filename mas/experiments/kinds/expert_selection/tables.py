@@ -47,7 +47,6 @@ def score(tables: Mapping[str, pd.DataFrame]) -> Score:
     return Score.of("excess over the best expert, %", tables["selection"], columns, 100)
 
 
-
 def errors_table(measured: Sequence[Measured]) -> pd.DataFrame:
     """Return a row per (expert, task, seed) that was measured: columns `ERROR_COLUMNS`.
 

@@ -67,7 +67,6 @@ def score(tables: Mapping[str, pd.DataFrame]) -> Score | None:
     return Score.of("found again, %", tables["retrieval"], ["distance", "share", "ci_low", "ci_high"], 100)
 
 
-
 def files(config: TaskMap, results: Results) -> dict[str, bytes]:
     """Return the embeddings as one ``.npz`` file."""
     return {"embeddings.npz": embeddings_as_npz(embedded_tasks(results.records))}
