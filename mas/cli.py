@@ -82,6 +82,16 @@ def run(
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Print the cells and about how long they take; train and write nothing.")
     ] = False,
+    engine: Annotated[
+        str, typer.Option(metavar="NAME", help="Where cells are done: local, or ray. Results do not depend on it.")
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a Ray cluster: auto, IP:PORT or ray://HOST:PORT; by default Ray is started here.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train every strategy with every seed, then write tables, figures and a report.
 
@@ -91,7 +101,7 @@ def run(
         from mas.experiments.early import check_early
 
         folder = output or Path("runs") / config.stem
-        check_early(config, changes or [], folder)
+        check_early(config, changes or [], folder, engine)
         if dry:
             _print_dry_run(config, folder, changes or [], workers)
             return
@@ -99,6 +109,7 @@ def run(
         from mas import experiments
 
         own: dict[str, Any] = {"output": folder, "workers": workers, "data": data, "shard": shard, "extend": extend}
+        own |= {"engine": engine, "address": address}
         with _showing() as show:
             done = experiments.run(config, changes or [], **own, progress=show)
         for line in done.failed:
@@ -178,9 +189,10 @@ def compare(
 
 @app.command("list")
 def list_names() -> None:
-    """List strategies, data sets, streams, models, deficits and probes, each with a line of explanation."""
+    """List strategies, data sets, streams, models, deficits, probes and loggers, each with a line of explanation."""
     with _user_errors():
         from mas.benchmarks import DATASETS, DEFICITS, STREAMS
+        from mas.experiments.loggers import LOGGERS
         from mas.experiments.networks import MODELS
         from mas.experiments.options import describe
         from mas.strategies import PROBES, STRATEGIES
@@ -192,6 +204,7 @@ def list_names() -> None:
             "models": MODELS,
             "deficits": DEFICITS,
             "probes": PROBES,
+            "loggers": LOGGERS,
         }
         for title, registry in registries.items():
             typer.echo(f"{title}:")
@@ -250,17 +263,18 @@ def _user_errors() -> Iterator[None]:
 
 @contextmanager
 def _notes() -> Iterator[None]:
-    """Show old spellings in a config as plain lines; other warnings as ever."""
-    from mas.experiments.errors import RenamedWarning
+    """Show old spellings in a config, and loggers that fail, as plain lines; other warnings as ever."""
+    from mas.experiments.errors import LoggerWarning, RenamedWarning
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
-        if issubclass(category, RenamedWarning):
+        if issubclass(category, (LoggerWarning, RenamedWarning)):
             typer.echo(f"note: {message}", err=True)
         else:
             show_as_before(message, category, *rest, **more)
 
     with warnings.catch_warnings():
         show_as_before = warnings.showwarning
+        warnings.filterwarnings("always", category=LoggerWarning)
         warnings.filterwarnings("always", category=RenamedWarning)
         warnings.showwarning = show
         yield

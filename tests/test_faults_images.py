@@ -52,6 +52,7 @@ def complaint_if_any():
             load()
         except DataError as error:
             (line,) = str(error).splitlines()
+            assert " object at 0x" not in line
             return line
     return None
 

@@ -22,11 +22,13 @@ from mas.experiments.config.schema import walk_plain
 from mas.experiments.config.search import children, put, value_at
 from mas.experiments.errors import UserError
 from mas.experiments.plan import Plan
+from mas.experiments.provenance import forget_peak_memory, peak_memory
 from mas.experiments.read_config import load_config
 from tools.fuzz_values import EXTREMES, check_lines
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SLOW = 10.0  # seconds
+LARGE = 2 * 10**9  # bytes
 
 _PROBES = [
     {"name": "information", "beta": 0.1, "prior_std": 1.0},
@@ -171,8 +173,12 @@ def outcome(data: dict[str, Any], try_data: bool = False) -> str:
 
 
 def fuzz(configs: int, *, first_seed: int = 0, try_data: bool = False) -> Counter[str]:
-    """Read mutated configs; return how many were valid, were refused, were slow, or raised what error where."""
+    """Read mutated configs; return how many were valid, were refused, were slow or large, or raised what where.
+
+    The seconds of the slowest one and the most memory are printed.
+    """
     counts: Counter[str] = Counter()
+    most = {"seconds": 0.0, "bytes": 0}
     bases = digits_configs() if try_data else base_configs()
 
     @seed(first_seed)
@@ -180,6 +186,7 @@ def fuzz(configs: int, *, first_seed: int = 0, try_data: bool = False) -> Counte
     @given(mutated(bases))
     def read(data: dict[str, Any]) -> None:
         began = time.perf_counter()
+        forget_peak_memory()
         try:
             counts[outcome(data, try_data)] += 1
         except Exception as error:  # noqa: BLE001 - counted
@@ -187,11 +194,14 @@ def fuzz(configs: int, *, first_seed: int = 0, try_data: bool = False) -> Counte
             line = f"{type(error).__name__}: {str(error)[:200]} ({last.filename}:{last.lineno}) of {str(data)[:1500]}"
             counts[f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"] += 1
             print(line, file=sys.stderr)  # noqa: T201 - a script
-        if time.perf_counter() - began > SLOW:
-            counts["slow"] += 1
-            print(f"slow: {str(data)[:1500]}", file=sys.stderr)  # noqa: T201
+        seconds, memory = time.perf_counter() - began, peak_memory() or 0
+        if seconds > SLOW or memory > LARGE:
+            counts["slow" if seconds > SLOW else "large"] += 1
+            print(f"{seconds:.1f} s, {memory:,} bytes: {str(data)[:1500]}", file=sys.stderr)  # noqa: T201
+        most["seconds"], most["bytes"] = max(most["seconds"], seconds), max(most["bytes"], memory)
 
     read()
+    print(f"the slowest took {most['seconds']:.1f} s; the most memory was {most['bytes'] / 10**9:.2f} GB")  # noqa: T201
     return counts
 
 

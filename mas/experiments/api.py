@@ -1,9 +1,9 @@
 """Experiments from Python: run a config, or load what a run has written, and get its tables and figures."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 
 from mas.experiments.config.schema import Experiment
 from mas.experiments.events import Progress, ignore
+from mas.experiments.loggers.logger import Logger
+from mas.experiments.loggers.telling import telling
 from mas.experiments.read_config import load_config
 from mas.experiments.registry import kind_of
 from mas.experiments.report.sections import Headline
@@ -99,6 +101,8 @@ def run(
     progress: Progress = ignore,
     shard: str | tuple[int, int] | None = None,
     extend: bool = False,
+    engine: str = "local",
+    address: str | None = None,
 ) -> Run:
     """Train every cell of a config that ``output`` does not hold yet, and write tables, figures and a report.
 
@@ -115,6 +119,8 @@ def run(
         shard: the share of the cells to train, such as ``(1, 3)`` or ``"1/3"``. The report is written by the run
             that finds all cells finished, by `Run.report`, or by `merge`.
         extend: add cells, such as further seeds, to a folder of a config that has fewer.
+        engine: where cells are done: ``"local"``, processes on this machine, or ``"ray"``. Results do not depend on it.
+        address: of a Ray cluster, such as ``"auto"`` or ``"ray://head:10001"``; by default Ray is started here.
 
     Returns:
         The run; cells that broke are in ``failed``.
@@ -126,11 +132,18 @@ def run(
     """
     part = parse_shard(shard)
     loaded = load_config(config, _as_text(changes), Path(data) if data else None)
-    outcome = run_experiment(loaded, Path(output), workers, progress, shard=part, extend=extend)
+    own: dict[str, Any] = {"shard": part, "extend": extend, "engine": engine, "address": address}
+    with telling(_loggers(loaded, Path(output)), progress) as tell:
+        outcome = run_experiment(loaded, Path(output), workers, tell, **own)
     made = Run(Path(output), loaded, outcome.results, tuple(outcome.failed), outcome.shard)
     if outcome.results.records and not (outcome.shard and outcome.shard.left):
         made.report()
     return made
+
+
+def _loggers(config: Experiment, folder: Path) -> dict[str, Callable[[], Logger]]:
+    """Return what makes the loggers of a config, by name; they write below ``logs/``."""
+    return {one.name: partial(one.entry, folder / "logs", **one.arguments()) for one in config.logging}
 
 
 def _as_text(changes: Mapping[str, Any] | Sequence[str]) -> Sequence[str]:

@@ -19,12 +19,18 @@ INTERVAL = 30.0
 SHARE = 0.02
 """Of a cell's time, at most, that checkpoints take."""
 
+_EXPECTED = 0.05
+"""Seconds that the first checkpoint is expected to take: cells that are done in less than 50 times that save none."""
+
+_VERSION = 1
+"""Of the form of a checkpoint: another one is not used, and the cell begins anew."""
+
 _KEPT = 2
 _DIGEST = hashlib.sha256().digest_size
 
 
 class CheckpointWarning(UserWarning):
-    """A checkpoint is damaged, and the one before it is used."""
+    """A checkpoint is damaged or of something else, and the one before it is used."""
 
 
 class Checkpoints:
@@ -32,15 +38,17 @@ class Checkpoints:
 
     Args:
         folder: for this cell alone.
+        of: what the cell is; checkpoints of anything else are not used.
         interval: seconds between two checkpoints within an epoch.
-        share: of the time, at most, that checkpoints take; 1 saves whenever it is asked for.
+        share: of the time, at most, that checkpoints take; infinity saves whenever it is asked for.
     """
 
-    def __init__(self, folder: Path, *, interval: float = INTERVAL, share: float = SHARE):
+    def __init__(self, folder: Path, *, of: str = "", interval: float = INTERVAL, share: float = SHARE):
         self.folder = folder
+        self.of = of
         self.interval = interval
         self.share = share
-        self._cost = 0.0  # seconds of the last one
+        self._cost = _EXPECTED  # seconds of the last one
         self._last = time.perf_counter()  # when it ended
 
     def is_due(self, *, within_epoch: bool) -> bool:
@@ -54,7 +62,7 @@ class Checkpoints:
         """Write a checkpoint, whole or not at all; the last two are kept."""
         begun = time.perf_counter()
         buffer = io.BytesIO()
-        torch.save(dict(state()), buffer)
+        torch.save({"version": _VERSION, "of": self.of, "state": dict(state())}, buffer)
         data = buffer.getvalue()
         numbers = self._numbers()
         newest = numbers[-1] + 1 if numbers else 0
@@ -67,11 +75,16 @@ class Checkpoints:
     def newest(self) -> dict[str, Any] | None:
         """Return the newest checkpoint that is whole, on the CPU; None if there is none."""
         for number in reversed(self._numbers()):
-            state = _read(self._path(number))
-            if state is not None:
+            found = _read(self._path(number))
+            if found is None:
+                message = f"{self._path(number)}: is damaged; the checkpoint before it is used, if there is one"
+                warnings.warn(message, CheckpointWarning, stacklevel=2)
+            elif (found.get("version"), found.get("of")) == (_VERSION, self.of):
+                state: dict[str, Any] = found["state"]
                 return state
-            message = f"{self._path(number)}: is damaged; the checkpoint before it is used, if there is one"
-            warnings.warn(message, CheckpointWarning, stacklevel=2)
+            else:
+                message = f"{self._path(number)}: is of other settings or another version of mas, and is not used"
+                warnings.warn(message, CheckpointWarning, stacklevel=2)
         return None
 
     def clear(self) -> None:

@@ -14,9 +14,7 @@ class CellContext:
     Attributes:
         checkpoints: of the cell; None saves nothing on the way.
         report: called with events of the cell, in the process that does it.
-        part: what is trained, where it is not the cell's own network; see `mas.experiments.events.CellAt`.
     """
 
     checkpoints: Checkpoints | None = None
     report: Callable[[CellEvent], None] = ignore
-    part: str = ""

@@ -1,7 +1,7 @@
 """``lam: {select: continual}``: choose the strength anew for each experience, seeing that experience alone."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 
 from mas.experiments.avalanche_types import Strategy
@@ -18,7 +18,13 @@ def penalty_of(strategy: Strategy) -> QuadraticPenalty:
 
 
 def tune(
-    strategy: Strategy, how: ContinualChoice, unit: float, accuracy_of: Callable[[Strategy], float]
+    strategy: Strategy,
+    how: ContinualChoice,
+    unit: float,
+    accuracy_of: Callable[[Strategy], float],
+    *,
+    made: Sequence[StrengthTry] = (),
+    note: Callable[[StrengthTry], None] = lambda one: None,
 ) -> list[StrengthTry]:
     """Set the strength for the next experience, as `ContinualChoice` says.
 
@@ -28,6 +34,8 @@ def tune(
         unit: the penalty's strength for λ = 1 (EWC's is ½).
         accuracy_of: trains a strategy (a copy) on the next experience, but for what is held
             out, and returns the accuracy on that; NaN if it diverged.
+        made: the first tries, where they were made before; they are not made again.
+        note: called with each try that is made now.
 
     Returns:
         Every try; the last was taken.
@@ -36,14 +44,22 @@ def tune(
     if not penalty.importance:  # nothing to protect yet
         return []
     tries: list[StrengthTry] = []
-    for lam in _falling_strengths(how):
+    for number, lam in enumerate(_falling_strengths(how)):
         penalty.strength = unit * lam
-        begun = time.perf_counter()
-        accuracy = accuracy_of(deepcopy(strategy))
-        tries.append(StrengthTry(lam, accuracy, round(time.perf_counter() - begun, 3)))
-        if len(tries) > 1 and accuracy >= (1 - how.drop) * tries[0].accuracy:
+        if number < len(made):
+            tries.append(made[number])
+        else:
+            tries.append(_try(strategy, lam, accuracy_of))
+            note(tries[-1])
+        if number and tries[-1].accuracy >= (1 - how.drop) * tries[0].accuracy:
             break
     return tries
+
+
+def _try(strategy: Strategy, lam: float, accuracy_of: Callable[[Strategy], float]) -> StrengthTry:
+    begun = time.perf_counter()
+    accuracy = accuracy_of(deepcopy(strategy))
+    return StrengthTry(lam, accuracy, round(time.perf_counter() - begun, 3))
 
 
 def _falling_strengths(how: ContinualChoice) -> Iterator[float]:

@@ -1,4 +1,4 @@
-"""What a run would do: its cells with their states, and about how long the rest takes."""
+"""What a run would do: its cells with their states, and about how long the rest takes. Nothing is written."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +8,9 @@ import numpy as np
 
 from mas.experiments.cell import Cell
 from mas.experiments.config.schema import Experiment
+from mas.experiments.engines.devices import cores
 from mas.experiments.plan import Plan
-from mas.experiments.runner import choices, default_workers, read_tries
+from mas.experiments.runner import choices, read_tries
 from mas.experiments.store import Store
 
 
@@ -78,7 +79,7 @@ def dry_run(config: Experiment, folder: Path, workers: int | None = None) -> Dry
         else:
             finished.append(cell)
             seconds.append(record.outcome.seconds)
-    return DryRun(finished, seconds, missing, workers or default_workers())
+    return DryRun(finished, seconds, missing, workers or cores())
 
 
 def _time(seconds: float) -> str:

@@ -1,7 +1,6 @@
 """Embed the experiences of a stream as tasks, by a probe network."""
 
 import time
-from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
@@ -11,15 +10,14 @@ from mas.benchmarks import experience_names
 from mas.experiments.avalanche_types import Benchmark, Data, Experience
 from mas.experiments.build import draw_stream
 from mas.experiments.cell import Cell, EmbeddingSettings
-from mas.experiments.checkpoints import Checkpoints
 from mas.experiments.config.embedding import EmbeddingOptions
 from mas.experiments.context import CellContext
 from mas.experiments.errors import BLOW_UPS
 from mas.experiments.probe_network import Shape, probe_network, shape_of
-from mas.experiments.progress import StepReports
-from mas.experiments.record import EmbeddingRecord, Outcome, outcome_from_plain
+from mas.experiments.progress import StepReports, as_part
+from mas.experiments.record import EmbeddingRecord, Outcome
+from mas.experiments.resuming import save_outcome, saved_outcome
 from mas.experiments.seeds import stream_seed
-from mas.experiments.stopping import StoppedError, stop_requested
 from mas.experiments.training import Trained, as_cell
 from mas.task2vec import embed
 from mas.task2vec.variational import STEPS
@@ -37,7 +35,7 @@ def embed_cell(cell: Cell, keep_weights: bool = False, context: CellContext | No
         raise TypeError(f"{cell.id} embeds nothing: its settings are {type(settings).__name__}")
     start = time.perf_counter()
     context = context or CellContext()
-    outcome = _saved(context.checkpoints)
+    outcome = saved_outcome(context.checkpoints)
     with as_cell():
         try:
             _embed_rest(cell, settings, outcome, context)
@@ -74,19 +72,6 @@ def experiences_of(benchmark: Benchmark, data: str) -> list[Experience]:
     return list(benchmark.train_stream if data == "train" else benchmark.test_stream)
 
 
-def _saved(checkpoints: Checkpoints | None) -> Outcome:
-    """Return what was embedded before the cell was stopped."""
-    state = checkpoints.newest() if checkpoints else None
-    return outcome_from_plain(state) if state else Outcome()
-
-
-def _save(checkpoints: Checkpoints | None, outcome: Outcome) -> None:
-    if checkpoints and (stop_requested() or checkpoints.is_due(within_epoch=False)):
-        checkpoints.save(lambda: asdict(outcome))
-    if stop_requested():
-        raise StoppedError
-
-
 def _embed_rest(cell: Cell, settings: EmbeddingSettings, outcome: Outcome, context: CellContext) -> None:
     """Add the embeddings of the experiences that an outcome lacks, and the accuracy of the probe network."""
     seed = cell.seed
@@ -94,7 +79,9 @@ def _embed_rest(cell: Cell, settings: EmbeddingSettings, outcome: Outcome, conte
     benchmark = draw_stream(settings.benchmark, stream)
     options = settings.embedding
     experiences = experiences_of(benchmark, options.data)
-    probe, shape, outcome.probe_accuracy = probe_network(settings.probe_network, shape_of(benchmark))
+    probe, shape, outcome.probe_accuracy = probe_network(
+        settings.probe_network, shape_of(benchmark), as_part(cell, "probe network", context.report)
+    )
     probe = probe.to(options.device)
     names = experience_names(benchmark)
     report = StepReports(cell, len(experiences), context.report)
@@ -111,7 +98,7 @@ def _embed_rest(cell: Cell, settings: EmbeddingSettings, outcome: Outcome, conte
             generator=torch.Generator(options.device).manual_seed(stream_seed(seed, "embedding", number)),
         )
         outcome.embeddings.append(EmbeddingRecord.of(embedding))
-        _save(context.checkpoints, outcome)
+        save_outcome(context.checkpoints, outcome)
     report.at(len(experiences))
 
 

@@ -13,6 +13,10 @@ class DivergedError(Exception):
     """A loss, weight or output is not finite; the message names the place."""
 
 
+class LoggerWarning(UserWarning):
+    """A logger failed and is left out; the run goes on without it."""
+
+
 class RenamedWarning(FutureWarning):
     """A config has an old spelling; it is read as the new one. The message says where and what."""
 

@@ -1,13 +1,15 @@
 """Train an expert on one experience of a stream, and measure how well it serves as a start for each of the others."""
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mas.batches import run_forward
-from mas.experiments.avalanche_types import Benchmark, Experience
+from mas.experiments.avalanche_types import Benchmark, Experience, Strategy
 from mas.experiments.build import draw_stream, make_strategy
 from mas.experiments.cell import Cell, CellTraining, ExpertSettings
 from mas.experiments.config.embedding import EmbeddingOptions
@@ -17,8 +19,9 @@ from mas.experiments.context import CellContext
 from mas.experiments.embedding import Batches, in_shape, task_batches
 from mas.experiments.errors import BLOW_UPS
 from mas.experiments.probe_network import Shape, probe_network, shape_of
-from mas.experiments.progress import StepReports
-from mas.experiments.record import Accuracies, Outcome
+from mas.experiments.progress import StepReports, as_part
+from mas.experiments.record import Outcome
+from mas.experiments.resuming import Resumable, save_outcome, saved_outcome
 from mas.experiments.seeds import stream_seed
 from mas.experiments.stopping import StoppedError, stop_requested
 from mas.experiments.training import Trained, as_cell
@@ -32,7 +35,8 @@ _BATCH = 256  # of images whose features are computed: it changes no number but 
 def measure_expert(cell: Cell, keep_weights: bool = False, context: CellContext | None = None) -> Trained:
     """Train an expert and adapt it to every experience of a cell's stream, on one thread; weights are not kept.
 
-    Nothing is saved on the way: a cell that is stopped begins anew.
+    A cell that was stopped goes on with the training of the expert, or with the experience after the last one that
+    the expert was adapted to.
 
     The outcome's ``accuracy`` is one row, an accuracy for each experience on its test images. The experience that
     the expert was trained on has its accuracy too, though it is no new task.
@@ -41,43 +45,87 @@ def measure_expert(cell: Cell, keep_weights: bool = False, context: CellContext 
     if not isinstance(settings, ExpertSettings):
         raise TypeError(f"{cell.id} has no expert: its settings are {type(settings).__name__}")
     start = time.perf_counter()
-    outcome = Outcome()
+    outcome = Outcome(accuracy=[[]])
     with as_cell():
         try:
-            outcome.accuracy = [_measure(cell, settings, context or CellContext())]
+            _measure(cell, settings, outcome, context or CellContext())
         except BLOW_UPS as error:
+            outcome.accuracy = []
             outcome.status, outcome.reason = "diverged", str(error)
-    outcome.seconds = round(time.perf_counter() - start, 3)
+    outcome.seconds = round(outcome.seconds + time.perf_counter() - start, 3)
     return Trained(outcome)
 
 
-def _measure(cell: Cell, settings: ExpertSettings, context: CellContext) -> Accuracies:
-    seed = cell.seed
+def _measure(cell: Cell, settings: ExpertSettings, outcome: Outcome, context: CellContext) -> None:
+    """Train the expert, and add the accuracies to an outcome that it lacks."""
+    seed, checkpoints = cell.seed, context.checkpoints
     stream = seed if settings.stream_seed is None else settings.stream_seed
     benchmark = draw_stream(settings.benchmark, stream)
-    expert, shape, _ = probe_network(settings.probe_network, shape_of(benchmark))
+    report_probe = as_part(cell, "probe network", context.report)
+    expert, shape, _ = probe_network(settings.probe_network, shape_of(benchmark), report_probe)
     if settings.expert is not None and settings.training is not None:
+        experience = benchmark.train_stream[settings.expert]
         own_seed = stream_seed(seed, "expert", settings.expert)
-        train_expert(expert, benchmark.train_stream[settings.expert], settings.training, shape=shape, seed=own_seed)
+        strategy = expert_strategy(expert, experience, settings.training, shape=shape, seed=own_seed)
+        resumable = Resumable(strategy, benchmark, outcome, checkpoints)
+        _train(resumable, experience)
+        save: Callable[[], None] = partial(_save, resumable)
+    else:
+        found = saved_outcome(checkpoints)
+        outcome.accuracy, outcome.seconds = found.accuracy or [[]], found.seconds
+        save = partial(save_outcome, checkpoints, outcome)
     device = settings.training.device if settings.training else "cpu"
     expert = expert.to(device)
-    accuracies: Accuracies = []
+    (accuracies,) = outcome.accuracy
     report = StepReports(cell, len(benchmark.train_stream), context.report)
-    for number in range(len(benchmark.train_stream)):
+    for number in range(len(accuracies), len(benchmark.train_stream)):
         report.at(number)
         train, test = new_task(benchmark, number, settings.transfer, shape=shape, seed=seed, device=device)
         own_seed = stream_seed(seed, "transfer", number)  # the same for all experts
-        if stop_requested():
-            raise StoppedError
         accuracies.append(adapted_accuracy(expert, train, test, settings.transfer, seed=own_seed))
+        save()
     report.at(len(accuracies))
-    return accuracies
+
+
+def _train(resumable: Resumable, experience: Experience) -> None:
+    """Train an expert, or what is left of it; stage 1 is its end."""
+    resumable.strategy.plugins.append(resumable)
+    resumable.resume()
+    if resumable.stage:
+        return
+    if not resumable.is_inside:
+        resumable.begin()
+    _run(resumable.strategy, experience)
+    resumable.stage = 1
+    resumable.begin()
+
+
+def _save(resumable: Resumable) -> None:
+    resumable.save()
+    if stop_requested():
+        raise StoppedError
+
+
+def _run(strategy: Strategy, experience: Experience) -> None:
+    strategy.train(experience, pin_memory=False)
+    check_weights(strategy.model.network)
 
 
 def train_expert(
     network: nn.Module, experience: Experience, training: CellTraining, *, shape: Shape, seed: int
 ) -> None:
-    """Train a network in place on one experience, with a new head whose weights are 0 at first.
+    """Train a network in place on one experience; the arguments are those of `expert_strategy`.
+
+    Raises:
+        DivergedError, FloatingPointError: the loss or a weight is not finite.
+    """
+    _run(expert_strategy(network, experience, training, shape=shape, seed=seed), experience)
+
+
+def expert_strategy(
+    network: nn.Module, experience: Experience, training: CellTraining, *, shape: Shape, seed: int
+) -> Strategy:
+    """Return what trains a network in place on one experience, with a new head whose weights are 0 at first.
 
     Args:
         network: such as a probe network.
@@ -85,9 +133,6 @@ def train_expert(
         training: how.
         shape: of the images that the network takes; those of the experience are resized.
         seed: of the order of images, and of noise.
-
-    Raises:
-        DivergedError, FloatingPointError: the loss or a weight is not finite.
     """
     image, *_ = experience.dataset.eval()[0]
     batch = [in_shape(image[None], shape)]
@@ -96,9 +141,7 @@ def train_expert(
     classes = 1 + max(experience.classes_in_this_experience)
     put_head(network, head, zero_head(width, classes))
     naive: Any = STRATEGY_MODELS["naive"]()
-    strategy = make_strategy(naive, _Resized(network, shape), training, seed)
-    strategy.train(experience, pin_memory=False)
-    check_weights(network)
+    return make_strategy(naive, _Resized(network, shape), training, seed)
 
 
 def new_task(

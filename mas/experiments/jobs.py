@@ -8,7 +8,7 @@ from mas.experiments.cell import Cell, CellSettings, EmbeddingSettings, ExpertSe
 from mas.experiments.context import CellContext
 from mas.experiments.embedding import embed_cell
 from mas.experiments.experts import measure_expert
-from mas.experiments.provenance import provenance_of
+from mas.experiments.provenance import forget_peak_memory, provenance_of
 from mas.experiments.training import Trained, train_cell
 
 JOBS: dict[type[CellSettings], Callable[[Cell, bool, CellContext], Trained]] = {
@@ -22,5 +22,6 @@ JOBS: dict[type[CellSettings], Callable[[Cell, bool, CellContext], Trained]] = {
 def run_cell(cell: Cell, keep_weights: bool = False, context: CellContext | None = None) -> Trained:
     """Do what a cell is there for, and note what it was done with."""
     started = datetime.now(UTC)
+    forget_peak_memory()
     trained = JOBS[type(cell.settings)](cell, keep_weights, context or CellContext())
     return replace(trained, provenance=provenance_of(cell, started=started))

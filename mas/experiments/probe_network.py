@@ -3,7 +3,7 @@
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +17,12 @@ from mas.benchmarks.cache import cache_folder
 from mas.experiments.avalanche_types import Benchmark
 from mas.experiments.build import build_benchmark, model_for
 from mas.experiments.cell import Cell, CellTraining, TrainingSettings
+from mas.experiments.checkpoints import Checkpoints
 from mas.experiments.config.embedding import ProbeNetwork
 from mas.experiments.config.schema import STRATEGY_MODELS, Training
+from mas.experiments.context import CellContext
 from mas.experiments.errors import UserError
+from mas.experiments.events import CellEvent, ignore
 from mas.experiments.files import write_whole
 from mas.experiments.networks import build_model
 from mas.experiments.seeds import stream_seed
@@ -36,7 +39,7 @@ class Probe(NamedTuple):
     accuracy: float | None  # on the test data of what it was trained on; None if it was not trained here
 
 
-def probe_network(options: ProbeNetwork, shape: Sequence[int]) -> Probe:
+def probe_network(options: ProbeNetwork, shape: Sequence[int], report: Callable[[CellEvent], None] = ignore) -> Probe:
     """Return a probe network.
 
     A network that is to be trained is trained in the first process that needs it; others wait. It is kept in
@@ -45,6 +48,7 @@ def probe_network(options: ProbeNetwork, shape: Sequence[int]) -> Probe:
     Args:
         options: of the network.
         shape: of the images to embed, which a network takes that is not trained here.
+        report: called with the events of its training.
 
     Raises:
         UserError: the training diverged.
@@ -55,7 +59,7 @@ def probe_network(options: ProbeNetwork, shape: Sequence[int]) -> Probe:
     settings = training_settings(options, options.training)
     benchmark = build_benchmark(settings, options.seed)
     model = model_for(benchmark, settings.model, stream_seed(options.seed, "initialisation"))
-    trained = _trained(settings, options.seed)
+    trained = _trained(settings, options.seed, report)
     model.load_state_dict(trained["weights"])
     return Probe(model, shape_of(benchmark), trained["accuracy"])
 
@@ -95,21 +99,23 @@ _FORMAT = 2
 """Of the file. Format 1 held the weights alone."""
 
 
-def _trained(settings: TrainingSettings, seed: int) -> dict[str, Any]:
+def _trained(settings: TrainingSettings, seed: int, report: Callable[[CellEvent], None]) -> dict[str, Any]:
     """Return the weights of a probe network and its accuracy, from the cache if they are there."""
     path = cached_weights(settings, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.is_file():
+            checkpoints = Checkpoints(path.with_suffix(".checkpoints"))
             buffer = io.BytesIO()
-            torch.save(_train(settings, seed), buffer)
+            torch.save(_train(settings, seed, CellContext(checkpoints, report)), buffer)
             write_whole(path, buffer.getvalue())
+            checkpoints.clear()
     loaded: dict[str, Any] = torch.load(path, weights_only=True)
     return loaded
 
 
-def _train(settings: TrainingSettings, seed: int) -> dict[str, Any]:
-    trained = train_cell(Cell("probe_network", seed, settings), keep_weights=True)
+def _train(settings: TrainingSettings, seed: int, context: CellContext) -> dict[str, Any]:
+    trained = train_cell(Cell("probe_network", seed, settings), True, context)
     if not trained.outcome.finished or trained.weights is None:
         raise UserError(f"probe_network: its training diverged ({trained.outcome.reason}); lower its training.lr")
     return {"weights": trained.weights, "accuracy": trained.outcome.final_acc()}

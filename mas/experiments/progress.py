@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
@@ -65,7 +65,6 @@ class ProgressPlugin(SupervisedPlugin[Strategy]):
         cell: that is trained.
         stages: of its training.
         report: called with the events; where it is `mas.experiments.events.ignore`, nothing is noted.
-        part: what is trained, see `mas.experiments.events.CellAt`.
         interval: says when it is time for another `mas.experiments.events.CellAt`.
     """
 
@@ -77,14 +76,12 @@ class ProgressPlugin(SupervisedPlugin[Strategy]):
         stages: Sequence[Stage],
         report: Callable[[CellEvent], None],
         *,
-        part: str = "",
         interval: Interval | None = None,
     ):
         super().__init__()
         self.cell = cell
         self.stages = stages
         self.report = report
-        self.part = part
         self.interval = interval or Interval()
         self.recent = _Means()
         self.of_epoch = _Means()
@@ -130,7 +127,7 @@ class ProgressPlugin(SupervisedPlugin[Strategy]):
     def _report(self, number: int, epoch: int, share: float, loss: float | None, accuracy: float | None) -> None:
         stage = self.stages[number]
         place = (number, len(self.stages), epoch, stage.epochs, share)
-        self.report(CellAt(self.cell, *place, loss, accuracy, self.part))
+        self.report(CellAt(self.cell, *place, loss, accuracy))
 
     def _fold(self) -> None:
         """Add the recent batches to those of the epoch."""
@@ -175,6 +172,22 @@ class StepReports:
         number = min(done, self.experiences - 1)
         share = done / self.experiences
         self.report(CellAt(self.cell, number, self.experiences, epoch=0, epochs=1, share=share))
+
+
+def as_part(cell: Cell, part: str, report: Callable[[CellEvent], None]) -> Callable[[CellEvent], None]:
+    """Return what reports the training of another network, such as a probe network, as the beginning of a cell.
+
+    Args:
+        cell: that needs the network.
+        part: what is trained, see `mas.experiments.events.CellAt`.
+        report: called with the events of the cell.
+    """
+
+    def pass_on(event: CellEvent) -> None:
+        if isinstance(event, CellAt):
+            report(replace(event, cell=cell, share=0.0, part=part))
+
+    return pass_on
 
 
 class _Means:

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -60,7 +61,7 @@ class Provenance:
     environment: Environment
     started: str  # in UTC, ISO 8601
     seconds: float  # from the start of the cell to its end
-    peak_memory: int | None  # bytes, of the process since it began; None where the system does not say
+    peak_memory: int | None  # bytes that the process held at most; None where the system does not say
 
 
 def provenance_of(cell: Cell, *, started: datetime) -> Provenance:
@@ -76,8 +77,14 @@ def provenance_of(cell: Cell, *, started: datetime) -> Provenance:
         environment=_environment_of_process(),
         started=started.isoformat(timespec="milliseconds"),
         seconds=round((datetime.now(UTC) - started).total_seconds(), 3),
-        peak_memory=_peak_memory(),
+        peak_memory=peak_memory(),
     )
+
+
+def identity(cell: Cell) -> str:
+    """Return what tells a cell, and what it was made with, from any other: checkpoints of others are not used."""
+    version_of_mas = _version("memory-aware-synapses")
+    return f"{cell.seed} {config_hash(cell.settings)} {version_of_mas} {torch.__version__}"
 
 
 def config_hash(settings: CellSettings) -> str:
@@ -99,7 +106,24 @@ def _environment_of_process() -> Environment:
     return environment()
 
 
-def _peak_memory() -> int | None:
+def forget_peak_memory() -> None:
+    """Begin the measurement of peak memory anew, for a cell that begins; only Linux can do that.
+
+    Elsewhere a cell's peak is the largest one of its process so far.
+    """
+    with suppress(OSError):
+        _CLEAR.write_text("5", encoding="ascii")
+
+
+_CLEAR = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+
+
+def peak_memory() -> int | None:
+    """Return the bytes that this process held at most since `forget_peak_memory`; None if the system does not say."""
+    with suppress(OSError, StopIteration, ValueError):
+        lines = _STATUS.read_text(encoding="utf-8").splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
     try:
         import resource  # not on Windows
     except ImportError:

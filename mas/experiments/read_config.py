@@ -244,7 +244,7 @@ def _check_combinations(config: Experiment, source: Source, *, times: int) -> No
         raise UserError(f"{where}: found {combinations:,} combinations of values; allowed: at most {MAX_VALUES:,}")
 
 
-_NEVER_CHOSEN = ("data_root", "probes", "save_model", "seeds", "selection")
+_NEVER_CHOSEN = ("data_root", "logging", "probes", "resources", "save_model", "seeds", "selection")
 
 
 def _check_training(config: Experiment, source: Source) -> None:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from mas.experiments.avalanche_types import Benchmark, Strategy
 from mas.experiments.checkpoints import Checkpoints
-from mas.experiments.record import Outcome, outcome_from_plain
+from mas.experiments.record import Outcome, StrengthTry, outcome_from_plain
 from mas.experiments.snapshot import CannotCaptureError, capture, random_state, restore, set_random_state
 from mas.experiments.stopping import StoppedError, stop_requested
 
@@ -34,6 +34,7 @@ class Resumable(SupervisedPlugin[Strategy]):
 
     Attributes:
         stage: how many experiences are done.
+        tries: the strengths that were tried so far for the next one, where it is chosen continually.
     """
 
     is_not_state = True
@@ -47,6 +48,7 @@ class Resumable(SupervisedPlugin[Strategy]):
         self.start = time.perf_counter()
         self.begun_with: dict[str, Any] = {}
         self.stage = 0
+        self.tries: list[StrengthTry] = []
         self.saved: dict[str, Any] | None = None
 
     @property
@@ -60,6 +62,7 @@ class Resumable(SupervisedPlugin[Strategy]):
         if saved is None:
             return
         self.stage = saved["stage"]
+        self.tries = [StrengthTry(**one) for one in saved["tries"]]
         found = outcome_from_plain(saved["outcome"])
         for own in fields(Outcome):
             setattr(self.outcome, own.name, getattr(found, own.name))
@@ -76,6 +79,11 @@ class Resumable(SupervisedPlugin[Strategy]):
             self.begun_with = capture(self.strategy, self.benchmark, inside=False)
         except CannotCaptureError:
             self.checkpoints = None  # a strategy or data of the user's own: the cell begins anew if it is stopped
+        self.save()
+
+    def note_try(self, one: StrengthTry) -> None:
+        """Note a strength that was tried for the experience that is about to begin, and save it."""
+        self.tries.append(one)
         self.save()
 
     def save(self, *, inside: bool = False, iteration: int = 0) -> None:
@@ -127,6 +135,7 @@ class Resumable(SupervisedPlugin[Strategy]):
         return {
             "stage": self.stage,
             "inside": inside,
+            "tries": [asdict(one) for one in self.tries],
             "iteration": iteration,
             "outcome": asdict(self.outcome) | {"seconds": seconds},
             "begun": self.begun_with,
@@ -141,6 +150,29 @@ class Resumable(SupervisedPlugin[Strategy]):
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Resumable":
         return self  # copies of a strategy, which try a strength, are not saved
+
+
+def saved_outcome(checkpoints: Checkpoints | None) -> Outcome:
+    """Return what a cell of several parts, such as embeddings, had done when it was stopped."""
+    state = checkpoints.newest() if checkpoints else None
+    return outcome_from_plain(state) if state else Outcome()
+
+
+def save_outcome(checkpoints: Checkpoints | None, outcome: Outcome) -> None:
+    """Save what a cell of several parts has done, if it is due; raise StoppedError if it is asked to stop."""
+    if checkpoints and (stop_requested() or checkpoints.is_due(within_epoch=False)):
+        checkpoints.save(lambda: asdict(outcome))
+    if stop_requested():
+        raise StoppedError
+
+
+class StopsWhenAsked(SupervisedPlugin[Strategy]):
+    """Ends training at the next step when the process is asked to stop, and saves nothing."""
+
+    def after_training_iteration(self, strategy: Strategy, *args: object, **kwargs: object) -> None:
+        """Look whether to stop."""
+        if stop_requested():
+            raise StoppedError
 
 
 class _Skipping:

@@ -1,19 +1,17 @@
 """The main job: cells that are not done yet are trained; those first that choose values."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from mas.benchmarks import fingerprint
 from mas.experiments.belonging import refuse_other_config
 from mas.experiments.cell import Cell
-from mas.experiments.config.schema import Experiment, StreamOptions, devices_of, parts_of
+from mas.experiments.config.schema import Experiment, StreamOptions, devices_of, parts_of, walk_plain
 from mas.experiments.config.search import Choice
-from mas.experiments.engines.local import run_local
+from mas.experiments.engines.engine import EngineOptions, OpenEngine
+from mas.experiments.engines.registry import engine_named
 from mas.experiments.errors import UserError
 from mas.experiments.events import Progress, Started, ignore
 from mas.experiments.locks import CellLocks
@@ -43,6 +41,8 @@ def run_experiment(
     *,
     shard: Shard | None = None,
     extend: bool = False,
+    engine: str = "local",
+    address: str | None = None,
 ) -> RunOutcome:
     """Train every cell of a config that ``folder`` does not hold yet: first those that choose values.
 
@@ -55,34 +55,35 @@ def run_experiment(
         progress: called with each event, see `mas.experiments.events`.
         shard: the share of the cells to train; by default all.
         extend: add cells to a folder of a config that has fewer.
+        engine: where cells are done, see `mas.experiments.engines.registry`.
+        address: of a cluster.
 
     Raises:
-        UserError: the folder holds other results or cannot be written; there is no such device.
+        UserError: the folder holds other results or cannot be written; there is no such device, engine or cluster.
     """
-    for device in devices_of(config.plain()):
-        _check_device(device)
     if workers is not None and workers < 1:
         raise UserError(f"workers: found {workers}; allowed: at least 1, or None for one per core")
-    plan, store, workers = Plan(config), Store(folder), workers or default_workers()
-    kept = _claim(plan, store, extend)
-    progress(Started(folder, len(kept), len(plan.every_cell()), workers))
+    plan, store, data = Plan(config), Store(folder), _fingerprints(config)
+    options = _engine_options(config, workers, address, data)
+    used = engine_named(engine)
+    used.check(options)
+    kept = _claim(plan, store, data, extend)
+    every = plan.every_cell()
+    if len(kept) == len(every):
+        used = engine_named("local")  # there is nothing to do: no cluster is asked
     ids = shard.ids(plan) if shard else None
-    with CellLocks(folder) as locks:
+    with used.open(options) as opened, CellLocks(folder) as locks:
+        progress(Started(folder, len(kept), len(every), opened.workers))
         shared = SharedCells(store, locks, progress, kept)
-        _train_all(share_of(plan.trying_cells(), ids), shared, workers)
+        _train_all(share_of(plan.trying_cells(), ids), shared, opened)
         cells = plan.cells(choices(plan, read_tries(plan, store)))
         store.refuse_others(cells)
-        _train_all(share_of(cells, ids), shared, workers, keep_weights=config.keeps_weights)
+        _train_all(share_of(cells, ids), shared, opened, keep_weights=config.keeps_weights)
     results, failed = read_results(config, store), shared.failed
     if not failed and shard is None:
         failed = [f"{x}: every value tried diverged; give others" for x in results.tries if x not in results.chosen]
     done = _shard_done(shard, plan, results, store) if shard else None
     return RunOutcome(results, len(kept), failed, done)
-
-
-def default_workers() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_folder(folder: Path) -> tuple[Experiment, Results]:
@@ -132,26 +133,21 @@ def choices(plan: Plan, tries: dict[str, list[Tried]]) -> dict[str, Choice]:
     return chosen
 
 
-def _check_device(device: str) -> None:
-    """Raise UserError if torch does not see a device."""
-    kind, _, number = device.partition(":")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"training.device: found {device!r}, but torch sees no GPU here; set training.device=cpu")
-    if kind == "cuda" and number and int(number) >= torch.cuda.device_count():
-        last = f"cuda:{torch.cuda.device_count() - 1}"
-        raise UserError(f"training.device: found {device!r}, but the last GPU here is {last}; set that")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise UserError("training.device: found 'mps', but torch cannot use it here; set training.device=cpu")
+def _engine_options(
+    config: Experiment, workers: int | None, address: str | None, data: dict[str, str]
+) -> EngineOptions:
+    plain = config.plain()
+    own = [value for place, value in walk_plain(plain) if place[-1] == "function" and isinstance(value, str)]
+    return EngineOptions(workers, address, config.resources, devices_of(plain), own, data)
 
 
-def _claim(plan: Plan, store: Store, extend: bool) -> frozenset[str]:
+def _claim(plan: Plan, store: Store, data: dict[str, str], extend: bool) -> frozenset[str]:
     """Take the folder for the cells of a plan; return the ids of those that are finished already."""
     chosen = choices(plan, read_tries(plan, store)) if store.folder.is_dir() else {}
     to_report, waiting = plan.cells(chosen), plan.waiting(chosen)
     cells = [*plan.trying_cells(), *to_report]
     if plan.config.keeps_weights:
         store.refuse_without_weights(to_report)
-    data = _fingerprints(plan.config)
     store.refuse(cells, waiting, data)
     refuse_other_config(store, plan, extend=extend)
     kept = frozenset(cell.id for cell in cells if store.has(cell))
@@ -167,10 +163,10 @@ def _fingerprints(config: Experiment) -> dict[str, str]:
     return {spec if isinstance(spec, str) else json.dumps(spec): fingerprint(spec) for spec in specs}
 
 
-def _train_all(cells: Sequence[Cell], shared: SharedCells, workers: int, keep_weights: bool = False) -> None:
+def _train_all(cells: Sequence[Cell], shared: SharedCells, engine: OpenEngine, keep_weights: bool = False) -> None:
     """Train and keep the cells that are not finished, beside other processes on the folder."""
     queue = shared.queue(cells, keep_weights=keep_weights)
-    for task, result in run_local(queue, workers, shared.report):
+    for task, result in engine.run(queue, shared.report):
         shared.end(queue, task, result)
     if shared.stopped:
         raise KeyboardInterrupt

@@ -30,17 +30,24 @@ class RunningCell:
         name: of the cell.
         at: where it was last; None before it has said so.
         first: where it was first, and when: a cell that goes on begins in the middle.
+        loss, accuracy: that it has said last.
     """
 
     name: str
     at: CellAt | None = None
     first: tuple[float, float] | None = None
+    loss: float | None = None
+    accuracy: float | None = None
 
     def note(self, at: CellAt, now: float) -> None:
         """Note where the cell is; loss and accuracy that are not said stay as they were."""
-        if self.first is None or self.first[0] > at.share:
-            self.first = (at.share, now)
+        loss, accuracy = (at.loss, at.accuracy) if at.loss is not None else (self.loss, self.accuracy)
         self.at = at
+        self.loss, self.accuracy = loss, accuracy
+        if at.part:  # of how much, is not known
+            self.first = None
+        elif self.first is None or self.first[0] > at.share:
+            self.first = (at.share, now)
 
     @property
     def share(self) -> float:
@@ -157,11 +164,11 @@ def _epoch(cell: RunningCell, now: float) -> str:
 
 
 def _loss(cell: RunningCell, now: float) -> str:
-    return f"loss {cell.at.loss:.4g}" if cell.at and cell.at.loss is not None else ""
+    return f"loss {cell.loss:.4g}" if cell.loss is not None else ""
 
 
 def _accuracy(cell: RunningCell, now: float) -> str:
-    return f"accuracy {100 * cell.at.accuracy:.1f} %" if cell.at and cell.at.accuracy is not None else ""
+    return f"accuracy {100 * cell.accuracy:.1f} %" if cell.accuracy is not None else ""
 
 
 def _percent(cell: RunningCell, now: float) -> str:

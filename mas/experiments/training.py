@@ -23,7 +23,8 @@ from mas.experiments.probing import CellProbe, make_deficit_plugin, make_probes
 from mas.experiments.progress import ProgressPlugin, Stage
 from mas.experiments.provenance import Provenance
 from mas.experiments.record import Outcome, StrengthTry
-from mas.experiments.resuming import Resumable
+from mas.experiments.resuming import Resumable, StopsWhenAsked
+from mas.experiments.stopping import StoppedError
 from mas.state import preserving_state
 from mas.strategies import Joint, ProbePlugin
 
@@ -89,7 +90,7 @@ def _train(cell: Cell, context: CellContext) -> tuple[Outcome, nn.Module]:
     outcome = Outcome(accuracy=[[None] * size for _ in range(size)])
     resumable = Resumable(strategy, benchmark, outcome, context.checkpoints)
     stages = _stages(strategy, benchmark)
-    progress = ProgressPlugin(cell, _work_of(stages, settings), context.report, part=context.part)
+    progress = ProgressPlugin(cell, _work_of(stages, settings), context.report)
     strategy.plugins += [resumable, progress]  # last: the first saves what all others have done
     try:
         resumable.resume()
@@ -99,7 +100,8 @@ def _train(cell: Cell, context: CellContext) -> tuple[Outcome, nn.Module]:
         for trained_on, experiences in stages[resumable.stage :]:
             if not resumable.is_inside:
                 resumable.begin()
-                outcome.tries += tune_for(strategy, trained_on)
+                outcome.tries += tune_for(resumable, trained_on)
+                resumable.tries = []
             _learn(strategy, experiences, settings)
             accuracies = _test(strategy, benchmark.test_stream)
             outcome.accuracy[trained_on] = list(accuracies)
@@ -136,27 +138,44 @@ def _learn(strategy: Strategy, experiences: Experience | list[Experience], setti
 
 _NOT_IN_COPIES = (ProbePlugin, Resumable, ProgressPlugin)
 
-Tuner = Callable[[Strategy, int], list[list[StrengthTry]]]
+Tuner = Callable[[Resumable, int], list[list[StrengthTry]]]
 
 
 def _tuner(strategy: Strategy, settings: TrainingSettings, seed: int) -> Tuner:
     """Return what sets the strength before each experience: nothing, unless it is to be chosen continually."""
     how = settings.strategy.continual_choice
     if how is None:
-        return lambda strategy, number: []
+        return lambda resumable, number: []
     unit = penalty_of(strategy).strength / how.start
     validation = settings.selection.validation if settings.selection else None
     held_out = build_benchmark(settings, seed, validation)  # the same stream; no test data
 
     def accuracy_of(strategy: Strategy, number: int) -> float:
-        strategy.plugins = [plugin for plugin in strategy.plugins if not isinstance(plugin, _NOT_IN_COPIES)]
+        kept = [plugin for plugin in strategy.plugins if not isinstance(plugin, _NOT_IN_COPIES)]
+        strategy.plugins = [*kept, StopsWhenAsked()]
         try:
             _learn(strategy, held_out.train_stream[number], settings)
             return _test(strategy, held_out.test_stream[number])[0]
         except BLOW_UPS:
             return math.nan
 
-    return lambda strategy, number: [tune(strategy, how, unit, lambda copy: accuracy_of(copy, number))]
+    def tune_for(resumable: Resumable, number: int) -> list[list[StrengthTry]]:
+        try:
+            return [
+                tune(
+                    strategy,
+                    how,
+                    unit,
+                    lambda copy: accuracy_of(copy, number),
+                    made=resumable.tries,
+                    note=resumable.note_try,
+                )
+            ]
+        except StoppedError:
+            resumable.save()  # the tries that are finished
+            raise
+
+    return tune_for
 
 
 def _stages(strategy: Strategy, benchmark: Benchmark) -> list[tuple[int, Experience | list[Experience]]]:

@@ -304,7 +304,7 @@ def test_the_examples_of_the_documentation_run(place, fast, tmp_path, monkeypatc
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     five = Outcome(untrained=[0.1] * 5, accuracy=[[0.5] * 5 for _ in range(5)], seconds=1.0)
     monkeypatch.setattr("mas.experiments.engines.task.run_cell", lambda cell, keep_weights, checkpoints: Trained(five))
-    monkeypatch.setattr("mas.experiments.runner.default_workers", lambda: 1)
+    monkeypatch.setattr("mas.experiments.engines.local.cores", lambda: 1)
     names = {"run": experiments.run, "load": experiments.load}
     for line in lines:
         exec(line, names)  # noqa: S102

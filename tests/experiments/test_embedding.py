@@ -204,9 +204,9 @@ class TestProbeNetworks:
         options = ProbeNetwork.model_validate(PROBE)
         trainings = []
 
-        def watched(cell, keep_weights):
+        def watched(cell, keep_weights, context):
             trainings.append(cell)
-            return train_cell(cell, keep_weights)
+            return train_cell(cell, keep_weights, context)
 
         monkeypatch.setattr(probe_network, "train_cell", watched)
         first = probe_network.probe_network(options, (9, 9, 9))

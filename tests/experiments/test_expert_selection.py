@@ -1,5 +1,7 @@
 """``experiment: expert_selection``: experts against plain loops, tables against numbers by hand."""
 
+import contextlib
+import sys
 from copy import deepcopy
 from dataclasses import replace
 
@@ -11,9 +13,14 @@ from torch import nn
 from typer.testing import CliRunner
 
 from mas.cli import app
+from mas.experiments import experts
 from mas.experiments.build import draw_stream
 from mas.experiments.cell import CellTraining
+from mas.experiments.checkpoints import Checkpoints
 from mas.experiments.config.experts import FineTuning, TransferOptions
+from mas.experiments.context import CellContext
+from mas.experiments.embedding import embed_cell
+from mas.experiments.errors import UserError
 from mas.experiments.experts import adapted_accuracy, measure_expert, new_task, train_expert
 from mas.experiments.kinds.expert_selection.measured import measured_by_seed
 from mas.experiments.kinds.expert_selection.tables import tables
@@ -28,6 +35,7 @@ from mas.experiments.seeds import stream_seed
 from mas.experiments.store import Store
 from mas.task2vec import TaskEmbedding, head_accuracy, kl_divergence, reachability
 from tests.experiments.builders import without_time
+from tests.experiments.test_resuming import KilledError, KillingCheckpoints
 
 DATA = {
     "experiment": "expert_selection",
@@ -208,6 +216,59 @@ class TestAdaptation:
             assert second[number] == head_accuracy(expert, *parts, weight_decay=1e-3)
         wide = measure_expert(cells_of(transfer={})["expert-0"]).outcome.accuracy[0]
         assert wide != first
+
+
+class TestResuming:
+    """A cell that is killed goes on: with the training of the expert, and with the task after the last one."""
+
+    @pytest.mark.parametrize("label", ["expert-1", "probe_network", "task2vec"])
+    @pytest.mark.parametrize("kills", [[1], [3], [4, 2]], ids=str)
+    def test_killed_cells_end_as_others(self, label, kills, tmp_path):
+        cell = cells_of(transfer={"per_class": 4, "fine_tune": {"steps": 3}})[label]
+        job = embed_cell if label == "task2vec" else measure_expert
+        expected = job(cell)
+        for die_after in kills:
+            with contextlib.suppress(KilledError):
+                job(cell, False, CellContext(KillingCheckpoints(tmp_path / "own", die_after)))
+        found = job(cell, False, CellContext(Checkpoints(tmp_path / "own")))
+        assert replace(found.outcome, seconds=0.0) == replace(expected.outcome, seconds=0.0)
+
+    def test_nothing_is_done_twice(self, tmp_path, monkeypatch):
+        cell = cells_of()["expert-0"]
+        adapted, epochs = [], []
+        adapt, begin = experts.adapted_accuracy, experts._run
+        monkeypatch.setattr(
+            experts, "adapted_accuracy", lambda *args, **how: adapted.append(how["seed"]) or adapt(*args, **how)
+        )
+        monkeypatch.setattr(experts, "_run", lambda *args: epochs.append(args) or begin(*args))
+        killed = 0
+        for _ in range(20):
+            try:
+                measure_expert(cell, False, CellContext(KillingCheckpoints(tmp_path / "own", 3)))
+                break
+            except KilledError:
+                killed += 1
+        assert killed > 2
+        assert len(adapted) == len(set(adapted)) == 3
+
+    def test_the_probe_network_is_resumed(self, tmp_path, monkeypatch):
+        options = cells_of()["task2vec"].settings.probe_network
+        expected = probe_network(options, ()).model.state_dict()
+        monkeypatch.setenv("MAS_CACHE", str(tmp_path / "other"))
+        with monkeypatch.context() as patch:
+            patch.setattr("mas.experiments.probe_network.Checkpoints", lambda folder: KillingCheckpoints(folder, 4))
+            with pytest.raises(KilledError):
+                probe_network(options, ())
+        (folder,) = (tmp_path / "other").glob("probe_networks/*.checkpoints")
+        assert len(list(folder.iterdir())) == 2
+        found = probe_network(options, ()).model.state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+        assert not folder.exists()
+
+    def test_too_many_experts_are_refused_before_they_are_planned(self, monkeypatch):
+        monkeypatch.setattr(sys.modules["mas.experiments.kinds.expert_selection.plan"], "expert_label", pytest.fail)
+        with pytest.raises(UserError, match=r"experts: found 1,000,000,000 runs; allowed: at most 2,000"):
+            config_of(experts=10**9)
 
 
 def embedding_of(vector, task):

@@ -12,9 +12,11 @@ import torch
 from typer.testing import CliRunner
 
 from mas.cli import app
+from mas.experiments import provenance
 from mas.experiments.compare import compare_folders
 from mas.experiments.errors import UserError
 from mas.experiments.files import write_whole
+from mas.experiments.jobs import run_cell
 from mas.experiments.plan import Plan
 from mas.experiments.provenance import Provenance, config_hash, environment
 from mas.experiments.read_config import load_config
@@ -377,6 +379,18 @@ def test_a_cell_says_what_it_was_made_with(config_file, tmp_path):
         assert 0 <= store.read(cell).outcome.seconds <= found.seconds + 0.01
         assert found.started.endswith("+00:00")
         assert 10**7 < found.peak_memory < 10**11
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux forgets a peak")
+def test_the_peak_of_memory_is_that_of_the_cell():
+    taken = torch.ones(10**8)  # 400 MB
+    before = provenance.peak_memory()
+    del taken
+    cell = first_cell("naive")
+    small = run_cell(cell).provenance.peak_memory
+    assert small < before - 3 * 10**8
+    taken = torch.ones(10**8)
+    assert run_cell(cell).provenance.peak_memory > small + taken.nbytes * 0.75
 
 
 def made_with(capability="AVX2"):

@@ -118,7 +118,7 @@ class TestAKindWrittenInATest:
             (
                 "rate=[0.1]",
                 "--set rate=[0.1]: rate: unknown key, did you mean 'rates'?; allowed: experiment, seeds, data_root, "
-                "sweep, benchmark, model, training, save_model, rates",
+                "logging, sweep, resources, benchmark, model, training, save_model, rates",
             ),
             ("rates=[0.1, 0.1]", "own.yaml:1: two runs would have the label 'lr-0.1'; give one of them another label"),
             (

@@ -1,14 +1,21 @@
 """A cell that was killed and resumed ends as one that was not, to the bit: for every strategy and place to stop."""
 
+import contextlib
 import io
+import os
+import signal
+import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 
+from mas.experiments import continual
 from mas.experiments.checkpoints import Checkpoints, CheckpointWarning
 from mas.experiments.context import CellContext
-from mas.experiments.stopping import StoppedError
+from mas.experiments.provenance import identity
+from mas.experiments.stopping import StoppedError, _Flag, ending_when_asked, stopping_on_signals
 from mas.experiments.training import train_cell
 from mas.strategies import STRATEGIES
 from tests.experiments.builders import first_cell
@@ -159,6 +166,8 @@ def test_checkpoints_take_a_small_share_of_the_time(tmp_path, monkeypatch):
         now += 1.0  # a second to save
         return {}
 
+    assert not checkpoints.is_due(within_epoch=False)  # what is done in a moment saves nothing
+    now += 2.5
     assert checkpoints.is_due(within_epoch=False)
     assert not checkpoints.is_due(within_epoch=True)
     checkpoints.save(state)
@@ -167,3 +176,88 @@ def test_checkpoints_take_a_small_share_of_the_time(tmp_path, monkeypatch):
     now += 1.0
     assert checkpoints.is_due(within_epoch=False)
     assert checkpoints.is_due(within_epoch=True)
+
+
+def test_strengths_that_were_tried_are_not_tried_again(tmp_path, monkeypatch):
+    lam = {"select": "continual", "start": 100.0, "decay": 0.5, "drop": 0.0}
+    cell = cell_of({"name": "mas", "lam": lam}, selection={"seeds": [7], "validation": 0.2})
+    made = []
+    a_try = continual._try
+    monkeypatch.setattr(continual, "_try", lambda strategy, lam, of: made.append(lam) or a_try(strategy, lam, of))
+    expected = train_cell(cell, True)
+    number = len(made)
+    assert number > 4
+    made.clear()
+    for _ in range(number):  # killed after each try
+        with contextlib.suppress(KilledError):
+            found = train_cell(cell, True, CellContext(KillingTries(tmp_path)))
+    found = train_cell(cell, True, CellContext(Checkpoints(tmp_path)))
+    assert len(made) == number
+    assert_same(found, expected)
+
+
+class KillingTries(Checkpoints):
+    """Saves whenever it can, and dies when it saves a strength that was tried for the first time."""
+
+    def __init__(self, folder):
+        super().__init__(folder, interval=0.0, share=float("inf"))
+
+    def save(self, state):
+        before = self.newest()
+        super().save(state)
+        tries = self.newest()["tries"]
+        if tries and (before is None or len(tries) > len(before["tries"])):
+            raise KilledError
+
+
+def test_a_stop_within_a_try_keeps_the_tries_before_it(tmp_path, monkeypatch):
+    lam = {"select": "continual", "start": 100.0, "decay": 0.5, "drop": 0.0}
+    cell = cell_of({"name": "mas", "lam": lam}, selection={"seeds": [7], "validation": 0.2})
+    expected = train_cell(cell, True)
+    a_try = continual._try
+
+    def stopping_try(strategy, lam, accuracy_of):
+        if lam == 50.0:  # the third
+            monkeypatch.setattr("mas.experiments.resuming.stop_requested", lambda: True)
+        return a_try(strategy, lam, accuracy_of)
+
+    monkeypatch.setattr(continual, "_try", stopping_try)
+    with pytest.raises(StoppedError):
+        train_cell(cell, True, CellContext(Checkpoints(tmp_path)))
+    assert [one["strength"] for one in Checkpoints(tmp_path).newest()["tries"]] == [0.0, 100.0]
+    monkeypatch.undo()
+    assert_same(train_cell(cell, True, CellContext(Checkpoints(tmp_path))), expected)
+
+
+def test_a_checkpoint_of_other_settings_is_not_used(tmp_path):
+    with pytest.raises(KilledError):
+        train_cell(cell_of("mas"), True, CellContext(KillingCheckpoints(tmp_path, 5)))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    other = cell_of("mas", training={"lr": 0.3})
+    with pytest.warns(CheckpointWarning, match="of other settings or another version"):
+        found = train_cell(other, True, CellContext(Checkpoints(tmp_path, of=identity(other))))
+    assert before == ["3.pt", "4.pt"]
+    assert_same(found, train_cell(other, True))
+
+
+def test_work_that_does_not_look_at_the_flag_is_ended_after_the_patience(monkeypatch):
+    monkeypatch.setattr("mas.experiments.stopping.PATIENCE", 0.2)
+    monkeypatch.setattr("mas.experiments.stopping._flag", _Flag())
+
+    def work():
+        with ending_when_asked():
+            while time.monotonic() < begun + 10:
+                torch.zeros(10).sum()
+
+    begun = time.monotonic()
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with stopping_on_signals(lambda: None), pytest.raises(StoppedError):
+        work()
+    assert 0.3 <= time.monotonic() - begun < 2
+    time.sleep(0.7)  # the timer is off: nothing is raised afterwards
+
+
+def test_without_a_stop_nothing_is_ended():
+    with ending_when_asked():
+        time.sleep(0.05)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)

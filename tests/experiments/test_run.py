@@ -14,13 +14,14 @@ from mas.benchmarks import split
 from mas.experiments import training
 from mas.experiments.build import build_benchmark, build_strategy
 from mas.experiments.config.schema import MODEL_MODELS
+from mas.experiments.engines.devices import cores
 from mas.experiments.errors import UserError
 from mas.experiments.events import CellEnded, Started
 from mas.experiments.plan import Plan
 from mas.experiments.provenance import environment
 from mas.experiments.read_config import load_config
 from mas.experiments.record import Outcome
-from mas.experiments.runner import default_workers, run_experiment
+from mas.experiments.runner import run_experiment
 from mas.experiments.store import Store
 from mas.experiments.training import train_cell
 from mas.strategies import STRATEGIES
@@ -380,8 +381,8 @@ def test_auto_is_the_gpu_or_else_the_cpu(cuda, mps, expected, config_file, monke
     assert config.plain()["training"]["device"] == expected  # what was used is kept with the results
 
 
-def test_default_workers_is_a_number():
-    assert default_workers() >= 1
+def test_the_number_of_cores_is_known():
+    assert cores() >= 1
 
 
 def test_the_record_of_a_cell_is_plain_json(finished):

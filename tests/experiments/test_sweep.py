@@ -11,8 +11,8 @@ from pandas.testing import assert_frame_equal
 
 from mas import experiments
 from mas.experiments.config.sweep import MAX_COMBINATIONS
-from mas.experiments.engines.task import run_cell
 from mas.experiments.errors import UserError
+from mas.experiments.jobs import run_cell
 from mas.experiments.plan import Plan
 from mas.experiments.read_config import load_config
 from mas.experiments.registry import KINDS

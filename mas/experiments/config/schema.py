@@ -24,6 +24,7 @@ from mas.benchmarks import DEFICITS, STREAMS
 from mas.benchmarks.deficits import FILLED_IN
 from mas.experiments.config.search import Choice, Search, candidates, children, put, value_at, with_values
 from mas.experiments.config.yaml_source import Key
+from mas.experiments.loggers import LOGGERS
 from mas.experiments.losses import LOSSES
 from mas.experiments.networks import MODELS
 from mas.experiments.optimizers import GIVEN, OPTIMIZERS
@@ -245,6 +246,12 @@ class TorchScheduleOptions(ScheduleOptions):
         return self
 
 
+class LoggerOptions(EntryOptions):
+    """A logger: it is told of what happens, and changes no result."""
+
+    name: str
+
+
 def _torch_schedule_model(name: str) -> type[EntryOptions]:
     fields: dict[str, Any] = {"name": (Literal[name], name)}
     return create_model(name, __base__=TorchScheduleOptions, **fields)
@@ -267,6 +274,7 @@ RENAMED_STREAMS = {"recovery": "deficit_then_clear"}
 """Streams that have an older name: old -> new."""
 
 LOSS_MODELS = models_of(LOSSES, "name", leave_out={"output", "y"})
+LOGGER_MODELS = models_of(LOGGERS, "name", leave_out={"folder"}, base=LoggerOptions)
 
 AnyStream: Any = one_of(STREAM_MODELS, "stream", "split")
 WholeStream: Any = one_of({name: STREAM_MODELS[name] for name in ("whole", IMPORT)}, "stream", "whole")
@@ -310,6 +318,7 @@ def _by_name(value: Any) -> Any:
 
 AnyOptimizer: Any = Annotated[OptimizerOptions, BeforeValidator(_by_name)]
 AnyLoss: Any = Annotated[one_of(LOSS_MODELS, "name"), BeforeValidator(_by_name)]
+AnyLogger: Any = Annotated[one_of(LOGGER_MODELS, "name"), BeforeValidator(_by_name)]
 
 
 def _known_device(name: str) -> str:
@@ -349,13 +358,36 @@ class Training(Options):
         return self.schedule is not None
 
 
+def _each_logger_once(loggers: list[LoggerOptions]) -> list[LoggerOptions]:
+    each_once([logger.name for logger in loggers])
+    return loggers
+
+
+def _whole_above_one(value: float) -> float:
+    if value > 1 and value != int(value):
+        raise ValueError("a share of one, or a whole number")
+    return value
+
+
+Share = Annotated[NonNegative, AfterValidator(_whole_above_one)]
+
+
+class Resources(Options):
+    """What each cell takes of a machine where an engine deals it out, as Ray does. No result depends on it."""
+
+    cpus: Annotated[Share, Field(gt=0)] = 1.0
+    gpus: Share = 0.0  # 0.2: five cells share one GPU
+
+
 class Experiment(Options):
     """The keys of all experiments. A value to be chosen by ``select`` stands as the first of its list."""
 
     experiment: str
     seeds: Annotated[int, Field(gt=0, le=MAX_SEEDS)] | Seeds = 5
     data_root: str | None = None  # where data sets are, or are downloaded to
+    logging: Annotated[list[AnyLogger], AfterValidator(_each_logger_once)] = Field(default=[])  # no part of any cell
     sweep: dict[str, list[Any]] = Field(default={})  # by the path of each option, its values
+    resources: Resources = Resources()
     _searches: tuple[Search, ...] = PrivateAttr(default=())
     _combinations: tuple[Any, ...] = PrivateAttr(default=())  # configs, in the order of the product
 

@@ -9,11 +9,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
+from mas.experiments.engines.devices import check_device, cores
+from mas.experiments.engines.engine import Engine, EngineOptions, OpenEngine
 from mas.experiments.engines.task import Failed, Result, Stopped, Task, TaskQueue, attempt
+from mas.experiments.engines.threads import ONE_THREAD, environment_changed
+from mas.experiments.errors import UserError
 from mas.experiments.events import CellEvent, ignore
 from mas.experiments.stopping import request_stop, stop_requested, stopping_on_signals
 
@@ -25,7 +30,7 @@ _GRACE = 4.0  # seconds that cells have to save a checkpoint when they are asked
 
 
 def run_local(
-    tasks: TaskQueue, workers: int, report: Callable[[CellEvent], None] = ignore
+    tasks: TaskQueue, report: Callable[[CellEvent], None] = ignore, *, workers: int = 1
 ) -> Iterator[tuple[Task, Result]]:
     """Yield each task with its result, as they end.
 
@@ -34,8 +39,8 @@ def run_local(
 
     Args:
         tasks: to be done.
-        workers: processes; with one, tasks are done in this process.
         report: called with what the cells report.
+        workers: processes; with one, tasks are done in this process.
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
@@ -162,7 +167,7 @@ def _start() -> _Worker:
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs,), daemon=True)
-    with _main_module_hidden():
+    with _main_module_hidden(), environment_changed(ONE_THREAD):
         process.start()
     theirs.close()
     return _Worker(process, ours)
@@ -213,3 +218,23 @@ def _main_module_hidden() -> Iterator[None]:
         yield
     finally:
         main.update({name: shown[name] for name in ("__spec__", "__file__") if name in shown})
+
+
+def _check(options: EngineOptions) -> None:
+    """Raise UserError for an address, and for a device that is not here."""
+    if options.address is not None:
+        raise UserError(
+            f"address: found {options.address!r} with engine local; give it with --engine ray, or leave it out"
+        )
+    for device in options.devices:
+        check_device(device)
+
+
+@contextmanager
+def _open(options: EngineOptions) -> Iterator[OpenEngine]:
+    workers = options.workers or cores()
+    yield OpenEngine(partial(run_local, workers=workers), workers)
+
+
+LOCAL = Engine(_check, _open)
+"""Processes on this machine."""

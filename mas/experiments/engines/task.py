@@ -11,7 +11,8 @@ from mas.experiments.context import CellContext
 from mas.experiments.errors import UserError
 from mas.experiments.events import CellEvent, CellStarted, ignore
 from mas.experiments.jobs import run_cell
-from mas.experiments.stopping import StoppedError
+from mas.experiments.provenance import identity
+from mas.experiments.stopping import StoppedError, ending_when_asked
 from mas.experiments.training import Trained
 
 
@@ -86,10 +87,11 @@ class TaskQueue:
 
 def attempt(task: Task, report: Callable[[CellEvent], None] = ignore) -> Result:
     """Do a task; return in words what broke, so that one cell does not stop the others."""
-    checkpoints = None if task.checkpoints is None else Checkpoints(task.checkpoints)
+    checkpoints = None if task.checkpoints is None else Checkpoints(task.checkpoints, of=identity(task.cell))
     report(CellStarted(task.cell))
     try:
-        return run_cell(task.cell, task.keep_weights, CellContext(checkpoints, report))
+        with ending_when_asked():
+            return run_cell(task.cell, task.keep_weights, CellContext(checkpoints, report))
     except StoppedError:
         return Stopped()
     except UserError as error:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from mas.experiments.config.checks import check_titles
+from mas.experiments.config.checks import check_number_of_runs, check_titles
 from mas.experiments.config.embedding import EmbeddingOptions, ProbeNetwork
 from mas.experiments.config.schema import AnyStrategy, StrategyOptions, TrainingExperiment, each_once
 from mas.experiments.config.yaml_source import Source
@@ -34,6 +34,7 @@ class DistanceVsForgetting(TrainingExperiment):
 
 def check(config: DistanceVsForgetting, source: Source) -> None:
     """Raise UserError for what the types cannot say."""
+    check_number_of_runs(("strategies",), len(config.strategies), source)
     check_titles(("strategies",), [strategy.title() for strategy in config.strategies], source)
     for number, strategy in enumerate(config.strategies):
         _check_strategy(strategy, f"{source.where(('strategies', number))}: ")

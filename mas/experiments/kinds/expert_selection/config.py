@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mas.annotations import Count
-from mas.experiments.config.checks import check_one_length
+from mas.experiments.config.checks import check_number_of_runs, check_one_length
 from mas.experiments.config.embedding import EmbeddingOptions, ProbeNetwork
 from mas.experiments.config.experts import TransferOptions
 from mas.experiments.config.schema import AnyStream, Experiment, Seeds, Training
@@ -32,6 +32,7 @@ class ExpertSelection(Experiment):
 
 def check(config: ExpertSelection, source: Source) -> None:
     """Raise UserError for what the types cannot say."""
+    check_number_of_runs(("experts",), config.experts, source)
     check_one_length(config.training.epochs, source)
     if config.experts < 2:
         where = source.where(("experts",))
