@@ -9,8 +9,9 @@ from mas.experiments.config.schema import Experiment, Selection
 from mas.experiments.config.search import Choice, Search, candidates
 from mas.experiments.kind import PlannedRun
 from mas.experiments.record import CellRecord
-from mas.experiments.registry import kind_of
+from mas.experiments.registry import KINDS, kind_of
 from mas.experiments.results import Tried
+from mas.experiments.sweep import origins
 from mas.experiments.tuning import Tuner
 
 
@@ -139,15 +140,27 @@ class Plan:
         return self._known_tries[key]
 
     def _new_try(self, label: str, choice: Choice) -> Try:
-        settings = self._planned(choice)[self.labels.index(label)].settings
+        settings = self._chosen_settings(label, choice)
         held_out = settings.held_out(self._selection.validation)
         return Try(choice, [Cell(f"{label}~{choice}", seed, held_out) for seed in self._selection.seeds])
 
     def _settings(self, run: PlannedRun, chosen: Mapping[str, Choice]) -> CellSettings:
         if run.label not in self.searches:
             return run.settings
-        made = self._planned(chosen[run.label])[self.labels.index(run.label)].settings
-        return self._with_selection(run.label, made)
+        return self._with_selection(run.label, self._chosen_settings(run.label, chosen[run.label]))
+
+    def _chosen_settings(self, label: str, choice: Choice) -> CellSettings:
+        """Return the settings of a run with a choice made; of a sweep, only its own combination is planned."""
+        own, plain = self._origins[label]
+        runs = kind_of(own).plan(own.with_choice(choice))
+        return next(run.settings for run in runs if run.label == plain)
+
+    @cached_property
+    def _origins(self) -> dict[str, tuple[Experiment, str]]:
+        """By label, the config that a run comes from, and the run's label there."""
+        if self.config.sweep:
+            return origins(KINDS[self.config.experiment], self.config)
+        return {label: (self.config, label) for label in self.labels}
 
     def _with_selection(self, label: str, settings: CellSettings) -> CellSettings:
         own = self._selection

@@ -175,6 +175,15 @@ def options_used(config: Experiment, kind: Kind[Any]) -> set[str]:
     return {option for own in _dependences(config, _plans(kind, config)).values() for option in own}
 
 
+def origins(kind: Kind[Any], config: Experiment) -> dict[str, tuple[Experiment, str]]:
+    """Return, by the label of each run of a sweep, the first config that has it, and its label there."""
+    found: dict[str, tuple[Experiment, str]] = {}
+    for own, labels in zip(config.each, _labels(config, _plans(kind, config)), strict=True):
+        for plain, label in labels.items():
+            found.setdefault(label, (own, plain))
+    return found
+
+
 Plan = dict[str, CellSettings]  # by label
 
 
