@@ -145,10 +145,13 @@ def check(config: ConfigFile, changes: Changes = None, data: Data = None) -> Non
         from mas.experiments.plan import Plan
         from mas.experiments.read_config import load_config
 
-        cells = Plan(load_config(config, changes or [], data)).every_cell()
+        plan = Plan(load_config(config, changes or [], data))
+        cells = plan.every_cell()
         for cell in cells:
             typer.echo(f"{cell.id}: {cell.settings.describe()}")
-        typer.echo(f"{config} is valid: {len(cells)} cells")
+        if plan.to_come:
+            typer.echo(f"and {plan.to_come} more, whose values are suggested once these are finished")
+        typer.echo(f"{config} is valid: {len(cells) + plan.to_come} cells")
 
 
 @app.command()

@@ -43,7 +43,7 @@ class SelectionMade(Options):
 
     validation: float  # share of the training data held out
     seeds: list[int] = Field(default=[])
-    options: dict[str, list[Any]] = Field(default={})  # what was tried, by option; empty where λ is chosen continually
+    options: dict[str, list[Any] | dict[str, Any]] = Field(default={})  # by option; empty where λ is chosen continually
 
 
 class CellSettings(Options):
@@ -77,7 +77,7 @@ class CellSettings(Options):
     def _distinguishing(self) -> dict[str, Any]:
         if self.selection is None:
             return {}
-        return {option: f"one of {values}" for option, values in self.selection.options.items()}
+        return {option: _to_choose(values) for option, values in self.selection.options.items()}
 
 
 class TrainingSettings(CellSettings):
@@ -149,6 +149,11 @@ def settings_for(
         probes=probes or [],
         selection=selection,
     )
+
+
+def _to_choose(values: list[Any] | dict[str, Any]) -> str:
+    """Return in words what a value is chosen from: a list or a range."""
+    return f"{values['low']} to {values['high']}" if isinstance(values, dict) else f"one of {values}"
 
 
 @dataclass(frozen=True)

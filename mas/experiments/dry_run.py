@@ -22,12 +22,14 @@ class DryRun:
         finished: that the folder holds.
         seconds: that each of these took.
         missing: that are to be trained.
+        to_come: the number of further cells, whose values are suggested once others are finished.
         workers: processes that would train them.
     """
 
     finished: Sequence[Cell]
     seconds: Sequence[float]
     missing: Sequence[Cell]
+    to_come: int
     workers: int
 
     def seconds_left(self) -> float | None:
@@ -42,13 +44,17 @@ class DryRun:
             by_label.setdefault(cell.label, []).append(seconds)
         every = float(np.mean(self.seconds))
         expected = [float(np.mean(by_label.get(cell.label, every))) for cell in self.missing]
-        return sum(expected) / min(self.workers, max(1, len(self.missing)))
+        seconds = sum(expected) + every * self.to_come
+        return seconds / min(self.workers, max(1, len(self.missing)))
 
     def lines(self) -> list[str]:
         """Return what people read: a line for each cell, then a summary."""
         states = {cell.id: "finished" for cell in self.finished} | {cell.id: "to train" for cell in self.missing}
         lines = [f"{name}: {state}" for name, state in states.items()]
-        return [*lines, f"{len(self.finished)} cells finished, {len(self.missing)} to train{self._estimate()}"]
+        if self.to_come:
+            lines.append(f"and {self.to_come} more, whose values are suggested once these are finished")
+        left = len(self.missing) + self.to_come
+        return [*lines, f"{len(self.finished)} cells finished, {left} to train{self._estimate()}"]
 
     def _estimate(self) -> str:
         if not self.missing:
@@ -67,7 +73,7 @@ def dry_run(config: Experiment, folder: Path, workers: int | None = None) -> Dry
         UserError: the folder holds cells of the same names with other settings, or a damaged one.
     """
     store = Store(folder)
-    plan = Plan(config)
+    plan = Plan(config, store.read)
     chosen = choices(plan, read_tries(plan, store))
     ready, waiting = plan.cells(chosen), plan.waiting(chosen)
     store.refuse_others(ready, waiting)
@@ -79,7 +85,7 @@ def dry_run(config: Experiment, folder: Path, workers: int | None = None) -> Dry
         else:
             finished.append(cell)
             seconds.append(record.outcome.seconds)
-    return DryRun(finished, seconds, missing, workers or cores())
+    return DryRun(finished, seconds, missing, plan.to_come, workers or cores())
 
 
 def _time(seconds: float) -> str:

@@ -1,14 +1,18 @@
 """A config becomes cells: those that try values, and those to report."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from mas.experiments.cell import Cell, CellSettings, SelectionMade
 from mas.experiments.config.schema import Experiment, Selection
 from mas.experiments.config.search import Choice, Search, candidates
 from mas.experiments.kind import PlannedRun
-from mas.experiments.registry import kind_of
+from mas.experiments.record import CellRecord
+from mas.experiments.registry import KINDS, kind_of
+from mas.experiments.results import Tried
+from mas.experiments.sweep import origins
+from mas.experiments.tuning import Tuner
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,14 @@ class Plan:
 
     Args:
         config: from `mas.experiments.read_config.load_config`.
+        read: returns the record of a finished cell; the search of a range goes on from there.
     """
 
-    def __init__(self, config: Experiment):
+    def __init__(self, config: Experiment, read: Callable[[Cell], CellRecord | None] = lambda cell: None):
         self.config = config
         self.kind = kind_of(config)
+        self._read = read
+        self._known_tries: dict[tuple[str, str], Try] = {}
 
     @cached_property
     def runs(self) -> list[PlannedRun]:
@@ -52,13 +59,29 @@ class Plan:
                     found.setdefault(label, []).append(search)
         return found
 
-    @cached_property
+    @property
     def tries(self) -> dict[str, list[Try]]:
-        """By label, every choice that is tried, with its cells."""
+        """By label, every choice that is tried, with its cells; of a range, those that are suggested so far."""
         found = {}
         for label, own in self.searches.items():
-            found[label] = [self._try(label, choice) for choice in candidates(own)]
+            tuner = self.tuners.get(label)
+            choices = tuner.choices(partial(self._score, label)) if tuner else candidates(own)
+            found[label] = [self._try(label, choice) for choice in choices]
         return found
+
+    @cached_property
+    def tuners(self) -> dict[str, Tuner]:
+        """By label, what suggests values from ranges; labels without a range are left out."""
+        return {
+            label: Tuner(own, self._selection)
+            for label, own in self.searches.items()
+            if any(search.is_range for search in own)
+        }
+
+    @property
+    def to_come(self) -> int:
+        """The number of cells that will try values which are not suggested yet."""
+        return sum(tuner.to_come for tuner in self.tuners.values()) * len(self._selection.seeds) if self.tuners else 0
 
     def trying_cells(self) -> list[Cell]:
         """Return the cells that try values."""
@@ -95,20 +118,53 @@ class Plan:
     def _planned(self, choice: Choice) -> list[PlannedRun]:
         return self.kind.plan(self.config.with_choice(choice))
 
+    def superseded(self, cell: Cell) -> bool:
+        """Return whether a finished cell has another value than a search has chosen since."""
+        record = self._read(cell) if cell.label in self.tuners else None
+        if record is None or record.cell.settings == cell.settings:
+            return False
+        run = self.runs[self.labels.index(cell.label)]
+        tried = [self._settings(run, {cell.label: one.choice}) for one in self.tries[cell.label]]
+        return record.cell.settings in tried
+
+    def _score(self, label: str, choice: Choice) -> float | None:
+        """Return the mean ACC of a choice; None if a cell that tries it is not finished."""
+        cells = self._try(label, choice).cells
+        records = [record for cell in cells if (record := self._read(cell))]
+        return Tried(choice, records).mean_acc() if len(records) == len(cells) else None
+
     def _try(self, label: str, choice: Choice) -> Try:
-        settings = self._planned(choice)[self.labels.index(label)].settings
+        key = (label, str(choice))
+        if key not in self._known_tries:
+            self._known_tries[key] = self._new_try(label, choice)
+        return self._known_tries[key]
+
+    def _new_try(self, label: str, choice: Choice) -> Try:
+        settings = self._chosen_settings(label, choice)
         held_out = settings.held_out(self._selection.validation)
         return Try(choice, [Cell(f"{label}~{choice}", seed, held_out) for seed in self._selection.seeds])
 
     def _settings(self, run: PlannedRun, chosen: Mapping[str, Choice]) -> CellSettings:
         if run.label not in self.searches:
             return run.settings
-        made = self._planned(chosen[run.label])[self.labels.index(run.label)].settings
-        return self._with_selection(run.label, made)
+        return self._with_selection(run.label, self._chosen_settings(run.label, chosen[run.label]))
+
+    def _chosen_settings(self, label: str, choice: Choice) -> CellSettings:
+        """Return the settings of a run with a choice made; of a sweep, only its own combination is planned."""
+        own, plain = self._origins[label]
+        runs = kind_of(own).plan(own.with_choice(choice))
+        return next(run.settings for run in runs if run.label == plain)
+
+    @cached_property
+    def _origins(self) -> dict[str, tuple[Experiment, str]]:
+        """By label, the config that a run comes from, and the run's label there."""
+        if self.config.sweep:
+            return origins(KINDS[self.config.experiment], self.config)
+        return {label: (self.config, label) for label in self.labels}
 
     def _with_selection(self, label: str, settings: CellSettings) -> CellSettings:
         own = self._selection
-        options = {search.option: list(search.values) for search in self.searches[label]}
+        options = {search.option: search.plain() for search in self.searches[label]}
         made = SelectionMade(validation=own.validation, seeds=own.seeds, options=options)
         return settings.model_copy(update={"selection": made})
 

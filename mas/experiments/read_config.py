@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from mas.experiments.optimizers import OPTIMIZERS, takes
 from mas.experiments.registry import KINDS, kind_of
 from mas.experiments.sweep import options_used
 from mas.experiments.trial import check_datasets, check_imports
+from mas.experiments.tuning import check_optuna
 
 
 def load_config(
@@ -167,7 +169,7 @@ def _validated(kind: Kind[Any], source: Source, data: dict[str, Any], searches: 
             try:
                 kind.config.model_validate(changed)
             except ValidationError as error:
-                tried = Search(search.place, (value,))
+                tried = replace(search, values=(value,))
                 raise UserError(*complaints(source, kind.config, changed, error, [tried], number)) from None
     return _with_searches(config, searches, source)
 
@@ -218,6 +220,8 @@ def _check_selection(kind: Kind[Any], config: Experiment, source: Source, *, tim
         if search.place[0] in _NEVER_CHOSEN or search.place[-1] in ("label", "device"):
             where = source.where((*search.place, "select"))
             raise UserError(f"{where}: nothing to choose by ACC; give one value")
+        if search.is_range:
+            check_optuna(search, source)
     for place, stream in parts_of(config, StreamOptions):
         if stream.held_out:
             where, name = source.where((*place, "validation")), source.name(first[:2])

@@ -63,7 +63,10 @@ def run_experiment(
     """
     if workers is not None and workers < 1:
         raise UserError(f"workers: found {workers}; allowed: at least 1, or None for one per core")
-    plan, store, data = Plan(config), Store(folder), _fingerprints(config)
+    store, data = Store(folder), _fingerprints(config)
+    plan = Plan(config, store.read)
+    if shard and plan.tuners:
+        raise UserError("shard: a range is searched one batch after another; run without a shard, also several at once")
     options = _engine_options(config, workers, address, data)
     used = engine_named(engine, address)
     used.check(options)
@@ -74,10 +77,12 @@ def run_experiment(
     ids = shard.ids(plan) if shard else None
     with used.open(options) as opened, CellLocks(folder) as locks:
         own = frozenset(cell.id for cell in every) if ids is None else ids
-        progress(Started(folder, len(kept & own), len(own), opened.workers))
+        progress(Started(folder, len(kept & own), len(own) + plan.to_come, opened.workers))
         shared = SharedCells(store, locks, progress, kept)
-        _train_all(share_of(plan.trying_cells(), ids), shared, opened)
+        _try_values(plan, ids, shared, opened)
         cells = plan.cells(choices(plan, read_tries(plan, store)))
+        for cell in _apart(plan, cells)[0]:
+            store.remove(cell)
         store.refuse_others(cells)
         _train_all(share_of(cells, ids), shared, opened, keep_weights=config.keeps_weights)
     results, failed = read_results(config, store), shared.failed
@@ -106,10 +111,11 @@ def read_results(config: Experiment, store: Store) -> Results:
     Raises:
         UserError: cells of these names were run with other settings.
     """
-    plan = Plan(config)
+    plan = Plan(config, store.read)
     tries = read_tries(plan, store)
     chosen = choices(plan, tries)
     cells = sorted(plan.cells(chosen), key=lambda cell: plan.labels.index(cell.label))
+    _, cells = _apart(plan, cells)
     store.refuse_others(cells, plan.waiting(chosen))
     records = [record for cell in cells if (record := store.read(cell))]
     return Results(records, tries, chosen)
@@ -145,7 +151,8 @@ def _engine_options(
 def _claim(plan: Plan, store: Store, data: dict[str, str], extend: bool) -> frozenset[str]:
     """Take the folder for the cells of a plan; return the ids of those that are finished already."""
     chosen = choices(plan, read_tries(plan, store)) if store.folder.is_dir() else {}
-    to_report, waiting = plan.cells(chosen), plan.waiting(chosen)
+    superseded, to_report = _apart(plan, plan.cells(chosen))
+    waiting = [*plan.waiting(chosen), *superseded]
     cells = [*plan.trying_cells(), *to_report]
     if plan.config.keeps_weights:
         store.refuse_without_weights(to_report)
@@ -156,6 +163,20 @@ def _claim(plan: Plan, store: Store, data: dict[str, str], extend: bool) -> froz
         refuse_other_config(store, plan, extend=extend)  # another process may have taken the folder meanwhile
         store.claim(plan.config.plain(), data, trains=bool(waiting) or len(kept) < len(cells))
     return kept
+
+
+def _apart(plan: Plan, cells: Sequence[Cell]) -> tuple[list[Cell], list[Cell]]:
+    """Return the cells whose records have a value that was chosen before more were tried, and the others."""
+    superseded = [cell for cell in cells if plan.superseded(cell)]
+    return superseded, [cell for cell in cells if cell not in superseded]
+
+
+def _try_values(plan: Plan, ids: frozenset[str] | None, shared: SharedCells, engine: OpenEngine) -> None:
+    """Train the cells that try values; of a range, batch after batch."""
+    begun: set[str] = set()
+    while cells := [cell for cell in share_of(plan.trying_cells(), ids) if cell.id not in begun]:
+        _train_all(cells, shared, engine)
+        begun |= {cell.id for cell in cells}
 
 
 def _fingerprints(config: Experiment) -> dict[str, str]:

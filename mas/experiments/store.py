@@ -220,6 +220,16 @@ class Store:
         shutil.rmtree(self.checkpoints(cell), ignore_errors=True)
         self._failure_path(cell.id).unlink(missing_ok=True)
 
+    def remove(self, cell: Cell) -> None:
+        """Remove the record of a cell and its weights, so that it is run again.
+
+        Raises:
+            UserError: they cannot be removed.
+        """
+        for path in (self._path(cell), self._weights_path(cell)):
+            with writing(path):
+                path.unlink(missing_ok=True)
+
     def note_failure(self, cell: Cell, reason: str) -> None:
         """Keep why a cell broke, until it is finished.
 

@@ -175,6 +175,15 @@ def options_used(config: Experiment, kind: Kind[Any]) -> set[str]:
     return {option for own in _dependences(config, _plans(kind, config)).values() for option in own}
 
 
+def origins(kind: Kind[Any], config: Experiment) -> dict[str, tuple[Experiment, str]]:
+    """Return, by the label of each run of a sweep, the first config that has it, and its label there."""
+    found: dict[str, tuple[Experiment, str]] = {}
+    for own, labels in zip(config.each, _labels(config, _plans(kind, config)), strict=True):
+        for plain, label in labels.items():
+            found.setdefault(label, (own, plain))
+    return found
+
+
 Plan = dict[str, CellSettings]  # by label
 
 
@@ -224,14 +233,13 @@ def _texts(config: Experiment) -> list[dict[str, str]]:
     short = _short_names(config)
     by_option = {}
     for option, values in config.sweep.items():
-        by_option[option] = [
-            f"{short[option]}={text}" for text in _distinct([_text(value) for value in values], values)
-        ]
+        by_option[option] = [f"{short[option]}={text}" for text in _distinct(values)]
     return [dict(zip(by_option, texts, strict=True)) for texts in itertools.product(*by_option.values())]
 
 
-def _distinct(texts: list[str], values: Sequence[Any]) -> list[str]:
-    """Return the texts, or the values as JSON if two texts are the same."""
+def _distinct(values: Sequence[Any]) -> list[str]:
+    """Return values as short texts, or as JSON if two texts are the same."""
+    texts = [_text(value) for value in values]
     return texts if len(set(texts)) == len(texts) else [json.dumps(value) for value in values]
 
 

@@ -60,7 +60,7 @@ def _innermost(keys: Sequence[Key]) -> list[Key]:
 def _in_file(key: Key, searches: Sequence[Search], number: int) -> Key:
     for search in searches:
         if key[: len(search.place)] == search.place:
-            return (*search.place, "select", number, *key[len(search.place) :])
+            return (*search.place, "select", search.key(number), *key[len(search.place) :])
     return key
 
 

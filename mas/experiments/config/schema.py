@@ -4,6 +4,7 @@ import inspect
 import itertools
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self, TypeVar, Union
 
 from pydantic import (
@@ -22,7 +23,7 @@ from pydantic import (
 from mas.annotations import Count, NonNegative, NonNegativeInt, OpenFraction, Positive, Seed
 from mas.benchmarks import DEFICITS, STREAMS
 from mas.benchmarks.deficits import FILLED_IN
-from mas.experiments.config.search import Choice, Search, candidates, children, put, value_at, with_values
+from mas.experiments.config.search import MAX_VALUES, Choice, Search, candidates, children, put, value_at, with_values
 from mas.experiments.config.yaml_source import Key
 from mas.experiments.loggers import LOGGERS
 from mas.experiments.losses import LOSSES
@@ -170,6 +171,9 @@ class Selection(Options):
 
     seeds: Seeds = Field(default_factory=lambda: [1000, 1001])  # none of those that results are reported for
     validation: OpenFraction = 0.1  # share of the training data held out
+    trials: Annotated[int, Field(gt=0, le=MAX_VALUES)] = 30  # of the search of ranges; lists are tried in full
+    batch: Annotated[int, Field(gt=0, le=MAX_VALUES)] = 4  # trials that are suggested at once, and can run side by side
+    sampler: Literal["tpe", "random"] = "tpe"  # of Optuna
 
 
 def one_of(models: Mapping[str, type[EntryOptions]], key: str, default: str | None = None) -> Any:
@@ -400,7 +404,7 @@ class Experiment(Options):
         """Return the config with places whose value is to be chosen; values become those of the typed config."""
         plain = self.model_dump(mode="json")
         places = [place for place, _ in walk_plain(plain)]
-        typed = [Search(s.place, tuple(self._typed(s.place, value) for value in s.values)) for s in searches]
+        typed = [replace(s, values=tuple(self._typed(s.place, value) for value in s.values)) for s in searches]
         config = self.model_copy()
         config._searches = tuple(sorted(typed, key=lambda search: places.index(search.place)))
         return config
@@ -449,7 +453,7 @@ class Experiment(Options):
         if not self.sweep:
             del data["sweep"]
         for search in self.searches:
-            put(data, search.place, {"select": list(search.values)})
+            put(data, search.place, {"select": search.plain()})
         return data
 
     @property

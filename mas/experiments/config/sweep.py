@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mas.experiments.config.plain_yaml import quoted, shortened
-from mas.experiments.config.search import Search, put
+from mas.experiments.config.search import Search, children, put, selects
 from mas.experiments.config.yaml_source import Key, Source, nearest
 from mas.experiments.errors import UserError
 
@@ -115,6 +115,8 @@ def _option(source: Source, key: Key, values: Any) -> SweptOption:
     place = _place(source.data, name, where)
     if place[0] in _NEVER_SWEPT or place[-1] in ("label", "device"):
         raise UserError(f"{where}: cannot be swept; give one value")
+    if any(next(selects(value, place), None) for value in values):
+        raise UserError(f"{where}: found select among the values; give the values themselves")
     return SweptOption(name, key, place, tuple(values))
 
 
@@ -131,7 +133,7 @@ def _place(data: Any, name: str, where: str) -> Key:
             raise UserError(f"{where}: there is no {shortened(parts[0])} in {quoted(data)}, which holds no keys")
         place.append(part)
         parts = parts[taken:]
-        data = data.get(part) if isinstance(data, dict) else data[part] if isinstance(data, list) else None
+        data = None if data is None else dict(children(data)).get(part)
     return tuple(place)
 
 

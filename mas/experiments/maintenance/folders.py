@@ -1,13 +1,16 @@
 """What every command on a folder begins with."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from mas.experiments.cell import Cell
 from mas.experiments.config.schema import Experiment
 from mas.experiments.config.search import Choice
 from mas.experiments.errors import UserError
 from mas.experiments.plan import Plan
 from mas.experiments.read_config import load_config
+from mas.experiments.record import CellRecord
 from mas.experiments.runner import choices, read_tries
 from mas.experiments.store import Store
 
@@ -42,7 +45,15 @@ def open_folder(folder: Path, data_root: Path | None = None) -> RunFolder:
     store = Store(folder)
     refuse_no_run(store)
     config = load_config(folder / "config.yaml", (), data_root, try_data=False)
-    return RunFolder(store, config, Plan(config))
+    return RunFolder(store, config, Plan(config, partial(_read_if_whole, store)))
+
+
+def _read_if_whole(store: Store, cell: Cell) -> CellRecord | None:
+    """Return the record of a cell; None also if it is damaged."""
+    try:
+        return store.read(cell)
+    except UserError:
+        return None
 
 
 def refuse_no_run(store: Store) -> None:
