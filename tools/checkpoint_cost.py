@@ -9,7 +9,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,8 @@ def measure(cell: Cell, repeats: int) -> dict[str, float]:
     for _ in range(repeats):
         plain.append(_seconds(lambda: train_cell(cell)))
         with tempfile.TemporaryDirectory() as folder, _timing() as spent:
-            checkpoints = Checkpoints(Path(folder) / "cell")
-            saved.append(_seconds(lambda: train_cell(cell, False, CellContext(checkpoints))))
+            context = CellContext(Checkpoints(Path(folder) / "cell"))
+            saved.append(_seconds(partial(train_cell, cell, False, context)))
         shares.append(spent.seconds / saved[-1])
         numbers.append(spent.files)
     return {

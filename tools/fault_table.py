@@ -209,6 +209,12 @@ def _bomb_image() -> bytes:
     return buffer.getvalue()
 
 
+def _cut(place: Place) -> list[str]:
+    content = place.cell().read_bytes()
+    place.cell().write_bytes(content[: len(content) // 2])
+    return place.command()
+
+
 _ALIASES = ", ".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))
 
 FAULTS = [
@@ -238,7 +244,7 @@ FAULTS = [
     Fault("decompression bomb", "an image of 900 million pixels", _images({"train/x/b.png": _bomb_image()})),
     Fault("image cut off", "half of a PNG", _images({"train/x/b.png": _png(8, 8)[:40]})),
     Fault("zip cut off", "half of its bytes", _images({}, lambda data: data[: len(data) // 2])),
-    Fault("cell cut off", "half of its file", lambda place: _cut(place)),
+    Fault("cell cut off", "half of its file", _cut),
     Fault("cell of another seed", "`seed` edited", _cell('"seed": 0', '"seed": 1')),
     Fault("cell of another label", "`label` edited", _cell('"label": "mas"', '"label": "ewc"')),
     Fault("accuracy out of range", "an accuracy edited to 7", _cell('"untrained": [', '"untrained": [\n    7,')),
@@ -260,12 +266,6 @@ FAULTS = [
 def raises(*args: object, **kwargs: object) -> None:
     """Raise, as a function of a user's own may."""
     raise RuntimeError("this function\nalways fails")
-
-
-def _cut(place: Place) -> list[str]:
-    content = place.cell().read_bytes()
-    place.cell().write_bytes(content[: len(content) // 2])
-    return place.command()
 
 
 @contextmanager

@@ -49,7 +49,7 @@ _SPECIAL: dict[str, Config] = {
     ),
     "batch norm, augmented, growing": _forgetting(
         {"name": "si"},
-        benchmark={**_SPLIT, "scenario": "class", "augment": "crop"},
+        benchmark={**_SPLIT, "scenario": "class", "augment": "crop", "class_order": "fixed"},  # no batch of one image
         model={"name": "mlp", "hidden": [16], "norm": "batch", "head": "growing"},
         training={**_TRAINING, "schedule": {"name": "cosine", "epochs": 2}},
     ),

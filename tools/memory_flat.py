@@ -81,10 +81,8 @@ def main() -> None:
         csv.writer(file).writerows([("cell", "label", "mib"), *((n, *row) for n, row in enumerate(found, 1))])
     values = [value for _, value in found]
     draw(values, given.output / "memory.png")
-    tenth = values[len(values) // 10]
-    print(
-        f"after cell {len(values) // 10 + 1}: {tenth:.1f} MiB; at the end: {values[-1]:.1f} MiB; most: {max(values):.1f}"
-    )
+    place = len(values) // 10
+    print(f"MiB after cell {place + 1}: {values[place]:.1f}; at the end: {values[-1]:.1f}; most: {max(values):.1f}")  # noqa: T201
     print(f"growth over the second half: {1024 * slope(values):.1f} KiB a cell")  # noqa: T201
 
 

@@ -81,7 +81,7 @@ def test_ray_gives_the_same_results(on_one_worker, on_ray):
 
 
 def test_ray_is_started_once_for_choices_and_what_is_chosen(on_ray):
-    folder, events, left = on_ray
+    folder, events, _ = on_ray
     assert [type(event).__name__ for event in events].count("Started") == 1
     assert len(list((folder / "cells").glob("best*.json"))) == 4  # two tries with one seed, and two seeds
 
