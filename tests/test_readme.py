@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 EXPERIMENTS = (ROOT / "docs/experiments.md").read_text()
 TEXTS = README + (ROOT / "docs/importance.md").read_text() + EXPERIMENTS
-NAMES = ["plain", "avalanche", "run", "probes", "importance", "own parts", "run a dict"]
+NAMES = ["plain", "avalanche", "run", "probes", "importance", "own parts", "run a dict", "shards"]
 EXAMPLES = dict(zip(NAMES, re.findall(r"```python\n(.*?)```", TEXTS, re.DOTALL), strict=True))
 CONFIGS = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", EXPERIMENTS, re.DOTALL)]
 
@@ -94,6 +94,11 @@ def test_an_experiment_runs_from_a_dict(folder, capsys):
     exec(compile(EXAMPLES["run a dict"], "example", "exec"), {})  # noqa: S102
     check_means(capsys.readouterr().out.splitlines())
     assert (folder / "accuracy.png").stat().st_size
+
+
+def test_shards_are_merged_and_looked_after(folder):
+    exec(compile(EXAMPLES["shards"], "example", "exec"), {})  # noqa: S102
+    assert (folder / "runs/joined/report.html").exists()
 
 
 @pytest.mark.slow

@@ -162,6 +162,6 @@ def test_files_and_commands_that_it_names_are_there():
 def test_the_layers_are_those_of_the_test_of_imports():
     from tests.test_house import FLOORS
 
-    picture = re.findall(r"```\n(cli\n.*?)```", TEXT, re.DOTALL)[0]
+    picture = re.findall(r"```\n(cli .*?)```", TEXT, re.DOTALL)[0]
     lines = [set(re.sub(r"\(.*", "", line).split()) for line in picture.splitlines()]
     assert lines[::-1] == [floor for floor in FLOORS if floor != {"__main__"}]

@@ -51,7 +51,7 @@ _SPECIAL: dict[str, Config] = {
         {"name": "si"},
         benchmark={**_SPLIT, "scenario": "class", "augment": "crop", "class_order": "fixed"},  # no batch of one image
         model={"name": "mlp", "hidden": [16], "norm": "batch", "head": "growing"},
-        training={**_TRAINING, "schedule": {"name": "cosine", "epochs": 2}},
+        training={**_TRAINING, "batch_size": 15, "schedule": {"name": "cosine", "epochs": 2}},
     ),
     "kind critical_period": {
         "experiment": "critical_period",

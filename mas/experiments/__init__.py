@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from mas.experiments.events import CellTested as CellTested
     from mas.experiments.events import EpochEnded as EpochEnded
     from mas.experiments.events import Started as Started
+    from mas.experiments.maintenance.clean import clean as clean
+    from mas.experiments.maintenance.merge import merge as merge
+    from mas.experiments.maintenance.status import status as status
+    from mas.experiments.maintenance.verify import verify as verify
 
 _HOME = {
     "run": "mas.experiments.api",
@@ -38,6 +42,10 @@ _HOME = {
     "EpochEnded": "mas.experiments.events",
     "CellTested": "mas.experiments.events",
     "UserError": "mas.experiments.errors",
+    "status": "mas.experiments.maintenance.status",
+    "clean": "mas.experiments.maintenance.clean",
+    "merge": "mas.experiments.maintenance.merge",
+    "verify": "mas.experiments.maintenance.verify",
 }
 
 __all__ = [*_HOME]  # noqa: PLE0604 - the table above is the single list of names
