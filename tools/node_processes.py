@@ -61,7 +61,8 @@ class NodeProcesses:
 @contextmanager
 def node_processes(count: int = 2) -> Iterator[NodeProcesses]:
     """Yield a cluster of ``count`` nodes with one CPU each; afterwards none of its processes is left."""
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+    secret = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)  # a process reads it once, for every Ray
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secret, "RAY_USAGE_STATS_ENABLED": "0"}
     folder = Path(tempfile.mkdtemp(prefix="nodes-", dir="/tmp"))  # Ray's sockets need a short path
     cluster = NodeProcesses(f"{_own_ip()}:{_free_port()}", token, folder)
     try:

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import resource
+import secrets
 import shutil
 import sys
 import tempfile
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="a Markdown file; by default the tables are printed")
     parser.add_argument("--cells", type=int, help="send as many empty cells through each engine instead")
     options = parser.parse_args()
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # one for every Ray that this process meets
     with tempfile.TemporaryDirectory() as folder:
         text = empty_table(options.cells, Path(folder)) if options.cells else sweep_table(Path(folder))
     if options.output:
