@@ -207,8 +207,11 @@ def _measure_empty(engine: str, workers: int, count: int, folder: Path, answer: 
     benchmark = STREAM_MODELS["split"].model_validate(SWEEP["benchmark"])
     settings = EmptySettings(experiment="empty", benchmark=benchmark)
     cells = [Cell(f"empty{number // 1000}", number % 1000, settings) for number in range(count)]
+    store = Store(folder)
+    with store.exclusive("folder"):
+        store.claim({}, {}, trains=True)
     with engine_named(engine).open(EngineOptions(workers)) as opened, CellLocks(folder) as locks:
-        shared = SharedCells(Store(folder), locks, lambda event: None)
+        shared = SharedCells(store, locks, lambda event: None)
         queue = shared.queue(cells, keep_weights=False)
         warm_up = TaskQueue([Task(Cell("warm", n, settings), False, None) for n in range(workers)])
         list(opened.run(warm_up, lambda event: None))
