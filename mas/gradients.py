@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from mas.batches import Batch, Forward, batch_size, first_samples, run_forward, select_samples
+from mas.columns import add_columns, can_fold
 from mas.fallback import Fallback, accumulate
 from mas.recording import Key, LayerCall, Layout, Recorder, close, leaves, locate
 from mas.state import named_parameters, preserving_state, unwrap_model
@@ -288,10 +289,7 @@ class SamplePass(Pass):
         calls = recorder.calls
         values = self._values(output, batch)
         uncovered = self._uncovered_parameters(calls, values)
-        columns = values.shape[1]
-        for k in range(columns):
-            is_last = k == columns - 1
-            self._add_closed_forms(calls, uncovered, values[:, k].sum(), keep=not is_last)
+        self._add_closed_forms(calls, uncovered, values)
         del calls, recorder, output  # frees the graph before the fallback runs
         if uncovered:
             self._add_by_fallback(uncovered, batch, values.shape)
@@ -359,11 +357,16 @@ class SamplePass(Pass):
             uncovered.update(names_by_id.get(id(leaf), ()))
         return uncovered
 
-    def _add_closed_forms(self, calls: list[LayerCall], uncovered: set[str], objective: Tensor, *, keep: bool) -> None:
+    def _add_closed_forms(self, calls: list[LayerCall], uncovered: set[str], values: Tensor) -> None:
         needed = [call for call in calls if not uncovered.issuperset(call.parameters)]
-        if needed:
+        columns = values.shape[1]
+        if columns > 1 and can_fold(self.accumulator, needed):
+            add_columns(self.accumulator, values, needed, excluded=uncovered)
+            return
+        for k in range(columns if needed else 0):
+            keep = k < columns - 1
             collector = GradientCollector(self.accumulator, needed, excluded=uncovered, keep=keep)
-            backward(objective, needed, collector, keep=keep)
+            backward(values[:, k].sum(), needed, collector, keep=keep)
 
     def _add_by_fallback(self, names: set[str], batch: Batch, shape: torch.Size) -> None:
         """Add the moments of parameters without a closed form."""

@@ -82,6 +82,7 @@ class LayerCall:
         inputs: the nodes in the autograd graph of all other arguments.
         layout: the location of the samples in ``observed``; None if unknown.
         edge: the output in the autograd graph.
+        output_shape: the shape of the output.
     """
 
     rule: Rule
@@ -96,6 +97,7 @@ class LayerCall:
     inputs: list[Node | None] = field(default_factory=list)
     layout: Layout | None = None
     edge: GradientEdge | None = None
+    output_shape: tuple[int, ...] = ()
 
     @property
     def parameters(self) -> set[str]:
@@ -108,6 +110,12 @@ class LayerCall:
         if not self.rule.needs_input:
             return False
         return self.arguments["input"]._version != self.version
+
+    @property
+    def folds(self) -> bool:
+        """Whether moments for several output gradients are the moment for one, see `mas.rules.rule.Rule.folds`."""
+        is_alone = self.layout is not None and self.layout.order == "alone"
+        return is_alone and self.rule.folds(len(self.output_shape), self.arguments)
 
     def rule_arguments(self) -> Arguments:
         """Return the arguments for the rule, with the output's shape and sample axis if the rule uses them."""
@@ -238,6 +246,7 @@ class Recorder(TorchFunctionMode):
 
     def _add(self, call: LayerCall, output: Tensor) -> None:
         call.edge = get_gradient_edge(output)
+        call.output_shape = tuple(output.shape)
         self.calls.append(call)
 
     def _picks_rows(self, func: Function, args: tuple[Any, ...]) -> bool:

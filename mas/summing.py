@@ -13,6 +13,7 @@ from torch.autograd.graph import Node
 from mas.batches import chunks
 from mas.fallback import accumulate, zeros_for
 from mas.recording import LayerCall
+from mas.rules.rule import folded
 
 _CACHE_BYTES = 2**20  # limit of per-sample gradients at a time on a CPU: small enough for its cache
 _DEVICE_BYTES = 256 * 2**20  # the same on an accelerator, which is faster with few large operations
@@ -55,6 +56,16 @@ class MomentAccumulator:
         """Return whether the call used the parameter itself, not a tensor derived from it."""
         call, role, _ = contribution
         return call.sources[role] is self.params[name]
+
+    def add_folded(self, call: LayerCall, columns: Tensor, excluded: Set[str]) -> None:
+        """Add the moments of a call's own parameters for several output gradients, shape (K, *output).
+
+        The call folds, and its parameters have no other call.
+        """
+        gradient = folded(columns, self.moment)
+        for role, names in call.names.items():
+            for name in set(names) - excluded:
+                self.add(name, [Contribution(call, role, gradient)])
 
     def _add_directly(self, name: str, contribution: Contribution) -> bool:
         """Add the moment without per-sample gradients and return True, or return False if that is not possible."""
@@ -131,11 +142,7 @@ class GradientCollector:
         Raises:
             RuntimeError: the call's input was overwritten in place.
         """
-        if call.overwritten:
-            raise RuntimeError(
-                f"the input of the layer with {', '.join(sorted(call.parameters))} was overwritten in place "
-                "after its use; make that operation out of place"
-            )
+        refuse_overwritten(call)
         for role, names in call.names.items():
             for name in names:
                 if name not in self.excluded:
@@ -167,6 +174,15 @@ class GradientCollector:
         for call, _, _ in contributions:
             if not call.parameters & self.pending.keys():
                 call.arguments = {}
+
+
+def refuse_overwritten(call: LayerCall) -> None:
+    """Raise RuntimeError if the input of a call was overwritten in place after it."""
+    if call.overwritten:
+        raise RuntimeError(
+            f"the input of the layer with {', '.join(sorted(call.parameters))} was overwritten in place "
+            "after its use; make that operation out of place"
+        )
 
 
 def backward(objective: Tensor, calls: Sequence[LayerCall], collector: GradientCollector, *, keep: bool) -> None:

@@ -17,6 +17,7 @@ FLOORS = [
     {"batches", "state", "finite", "rules"},
     {"recording", "fallback"},
     {"summing"},
+    {"columns"},
     {"gradients"},
     {"importance", "local", "penalty", "path_integral", "forgetting"},
     {"information", "plasticity", "task2vec"},

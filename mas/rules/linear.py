@@ -47,6 +47,7 @@ LINEAR = Rule(
     free_axes=lambda a, ndim: ndim - 1,
     add_weight_moment=_add_moment,
     positions=True,
+    folds=lambda ndim, a: ndim == 2,
     join=_join,
 )
 
@@ -57,4 +58,5 @@ MATMUL = Rule(
     free_axes=lambda a, ndim: ndim - 1,
     applies=lambda a: a["weight"].ndim == 2 and a["input"].ndim > 1,
     positions=True,
+    folds=lambda ndim, a: ndim == 2,
 )

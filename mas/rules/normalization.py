@@ -15,6 +15,7 @@ def _per_channel(names: tuple[str, ...], function: Callable[..., Tensor]) -> Rul
         names,
         weight=lambda g, a: channel_summed(g * _normalized(function, a)),
         bias=lambda g, a: channel_summed(g),
+        folds=lambda ndim, a: ndim == 2,
     )
 
 
@@ -33,6 +34,7 @@ def _per_feature(names: tuple[str, ...], function: Callable[..., Tensor]) -> Rul
         bias=bias,
         free_axes=lambda a, ndim: ndim - len(a["normalized_shape"]),
         positions=True,
+        folds=lambda ndim, a: ndim == 1 + len(a["normalized_shape"]),
     )
 
 

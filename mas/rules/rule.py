@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 Arguments = dict[str, Any]
@@ -34,6 +35,9 @@ class Rule:
         add_weight_moment: adds Σ_n |g_n| or Σ_n g_n² of the weight to a total without computing the
             per-sample gradients; returns False if these arguments do not allow that.
         positions: whether g and the input may have more axes between samples and features.
+        folds: whether, for an output of so many axes, each element of the gradients of weight and bias is one
+            element of g times a factor that does not depend on g. Then the summed moments of several g are the
+            moment of one, see `folded`.
         join: merges several calls with one weight into a single one, per sample.
         commutes: whether input and weight may be swapped.
         needs_input: whether the closed forms use the input.
@@ -47,6 +51,7 @@ class Rule:
     applies: Callable[[Arguments], bool] = lambda a: True
     add_weight_moment: AddMoment = lambda total, g, a, moment: False
     positions: bool = False
+    folds: Callable[[int, Arguments], bool] = lambda ndim, a: False
     join: Callable[[Sequence[Part]], Part] | None = None
     commutes: bool = False
     needs_input: bool = True
@@ -71,6 +76,21 @@ class Rule:
 def power(tensor: Tensor, moment: str) -> Tensor:
     """Return |t| for the moment "abs", t² otherwise."""
     return tensor.abs() if moment == "abs" else tensor.square()
+
+
+def folded(columns: Tensor, moment: str) -> Tensor:
+    """Return Σ_k |g_k|, or √(Σ_k g_k²): the g whose moment is the sum of those of ``columns``, shape (K, ...).
+
+    >>> folded(torch.tensor([[3.0], [-4.0]]), "square")
+    tensor([5.])
+    """
+    total = torch.zeros_like(columns[0])
+    for column in columns:  # several times faster than a norm over the first axis, on a CPU
+        if moment == "abs":
+            total.add_(column.abs())
+        else:
+            total.addcmul_(column, column)
+    return total if moment == "abs" else total.sqrt_()
 
 
 def between_summed(g: Tensor, features: int) -> Tensor:
