@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -33,6 +34,14 @@ CONFIG = yaml.safe_load(TEXT) | {"strategies": [{"name": "naive"}, {"name": "mas
 
 def is_of_ray(name):
     return name.startswith("RAY") or name == "PYTHONBREAKPOINT"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_token():
+    """Let every Ray of these tests have one token: a process reads it once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        yield
 
 
 @pytest.fixture(scope="module")

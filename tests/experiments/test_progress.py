@@ -268,7 +268,7 @@ def test_workers_send_their_events_to_the_driver():
     cells = Plan(load_config(SMALL, ["seeds=2"])).every_cell()
     events = []
     tasks = TaskQueue([Task(cell, False, None) for cell in cells])
-    results = list(run_local(tasks, 2, events.append))
+    results = list(run_local(tasks, events.append, workers=2))
     assert len(results) == 2
     for cell in cells:
         own = [event for event in events if event.cell == cell]
